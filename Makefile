@@ -1,0 +1,109 @@
+# Everything that people and CI run. Each suite is a target of its own;
+# `make test` runs them all.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+CARGO ?= cargo
+PREFIX ?= /usr/local
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+FUZZ_SECONDS ?= 5
+
+# Tools that scripts/install-deps built.
+export PATH := $(CURDIR)/target/tools/bin:$(PATH)
+
+# One set of flags for every build of the workspace, so that they share what is
+# compiled: --workspace (the features of what is built together are joined) and
+# the dev profile (dependencies are optimised in it).
+WORKSPACE := --locked --workspace
+
+SUITES := deps fmt lint deny check-unit e2e doctest doc examples bench fuzz
+
+# nextest where it is installed: it shows slow tests and isolates each. Without
+# it the same tests run under cargo test.
+ifneq ($(shell command -v cargo-nextest 2>/dev/null),)
+run_tests = $(CARGO) nextest run $(WORKSPACE) --show-progress none --status-level slow --final-status-level slow
+else
+run_tests = $(CARGO) test $(WORKSPACE) --no-fail-fast
+endif
+
+.NOTPARALLEL:
+.PHONY: help quickstart test $(SUITES) advisories benchmark build format install uninstall clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+quickstart: ## see it work: back up a real database, restore it, compare
+	@scripts/quickstart
+
+test: ## all suites below, with totals
+	@MAKE='$(MAKE)' scripts/suites $(SUITES)
+
+deps: ## install what the suites need
+	@scripts/install-deps test
+
+fmt: ## formatting
+	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
+
+lint: ## clippy and shellcheck, warnings are errors
+	$(CARGO) clippy $(WORKSPACE) --all-targets -- -D warnings
+	shellcheck scripts/* benches/*.sh .ci/run
+
+deny: ## licences, sources and forbidden crates
+	$(CARGO) deny --locked check bans licenses sources 2>&1 | sed 's/^bans /deny: &/'
+
+check-unit: ## unit and property tests
+	$(run_tests) --lib --bins
+
+e2e: ## vectors, conformance, faults, end to end
+	$(run_tests) --test '*'
+
+doctest: ## examples in the documentation
+	$(CARGO) test $(WORKSPACE) --doc
+
+doc: ## the documentation itself, warnings are errors
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc $(WORKSPACE) --no-deps
+
+examples: ## build and run the examples
+	@scripts/examples
+
+bench: ## run each benchmark once (to measure: make benchmark)
+	$(CARGO) test $(WORKSPACE) --bench '*'
+
+fuzz: ## run each fuzz target for FUZZ_SECONDS (5)
+	@scripts/fuzz $(FUZZ_SECONDS)
+
+advisories: ## known vulnerabilities; asks the network
+	$(CARGO) deny --locked check advisories
+
+benchmark: ## measure, with the profile of releases
+	$(CARGO) bench --locked -p backup-benches
+
+build: ## the release binary
+	$(CARGO) build --release --locked -p backup-cli
+
+format: ## apply the formatting
+	$(CARGO) fmt --all
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
+
+# Does not build: under sudo there is often no cargo, and its files would be root's.
+SHARE := $(DESTDIR)$(PREFIX)/share
+COMPLETIONS := bash-completion/completions/backup zsh/site-functions/_backup fish/vendor_completions.d/backup.fish
+
+install: ## install what `make build` made (PREFIX, DESTDIR)
+	@[ -x '$(TARGET)/release/backup' ] || { echo 'run `make build` first' >&2; exit 1; }
+	install -Dm755 '$(TARGET)/release/backup' '$(DESTDIR)$(PREFIX)/bin/backup'
+	'$(TARGET)/release/backup' generate man --dir '$(SHARE)/man/man1'
+	for file in $(COMPLETIONS); do \
+		shell=$${file%%-*}; shell=$${shell%%/*}; \
+		mkdir -p "$$(dirname "$(SHARE)/$$file")" && \
+		'$(TARGET)/release/backup' generate $$shell >"$(SHARE)/$$file" || exit 1; \
+	done
+
+uninstall: ## remove it again
+	rm -f '$(DESTDIR)$(PREFIX)/bin/backup' '$(SHARE)'/man/man1/backup{,-*}.1
+	rm -f $(COMPLETIONS:%='$(SHARE)/%')
+
+clean: ## remove target/, tools and all, and what fuzzing left
+	$(CARGO) clean
+	rm -rf target fuzz/corpus fuzz/artifacts

@@ -1,0 +1,5 @@
+//! The binary: see [`backup_cli`].
+
+fn main() -> std::process::ExitCode {
+    backup_cli::main()
+}

@@ -1,0 +1,95 @@
+//! One file for each command. What several of them need is here.
+
+use std::future::Future;
+
+use backup_core::pipeline::{Limits, Warnings};
+use backup_core::repository::{Location, Repository, S3Options};
+use backup_core::source::command::LineCallback;
+use backup_core::source::{DirectoryWarning, WarningCallback};
+use backup_core::{Error, Result, Stage};
+
+use crate::App;
+use crate::args::Command;
+use crate::config::Config;
+use crate::exit::Exit;
+use crate::output::{Output, ProgressStyle};
+
+pub(crate) mod config;
+mod describe;
+pub(crate) mod generate;
+pub(crate) mod init;
+pub(crate) mod list;
+pub(crate) mod restore;
+pub(crate) mod save;
+pub(crate) mod show;
+pub(crate) mod verify;
+
+/// Runs `command` to its end.
+pub(crate) async fn run(app: &App, command: &Command) -> Result<Exit> {
+    match command {
+        Command::Init(args) => or_cancelled(app, init::run(app, args)).await,
+        Command::Save(args) => save::run(app, args).await,
+        Command::List(args) => or_cancelled(app, list::run(app, args)).await,
+        Command::Show(args) => or_cancelled(app, show::run(app, args)).await,
+        Command::Restore(args) => restore::run(app, args).await,
+        Command::Verify(args) => verify::run(app, args).await,
+        Command::Config(args) => or_cancelled(app, config::run(app, &args.action)).await,
+        // Needs no configuration, so it never comes here.
+        Command::Generate(args) => generate::run(args, &app.output),
+    }
+}
+
+/// For work that needs no cleaning up: it ends where it is.
+async fn or_cancelled<T>(app: &App, work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::select! {
+        result = work => result,
+        () = app.cancel.cancelled() => Err(Error::cancelled(Stage::Setup)),
+    }
+}
+
+/// Where the repository is.
+fn location(config: &Config) -> Result<Location> {
+    let options = S3Options {
+        endpoint: config.s3.endpoint.as_ref().map(|s| s.value.clone()),
+        region: config.s3.region.as_ref().map(|s| s.value.clone()),
+        path_style: config.s3.path_style.as_ref().map(|s| s.value),
+    };
+    let address = config.repository()?;
+    if address == "memory:" {
+        return Err(Error::config("a repository in memory would be gone with this command")
+            .with_hint("use a path, file:// or s3://"));
+    }
+    Ok(address.parse::<Location>()?.with_s3_options(options))
+}
+
+/// What suits the repository, with what the user knows better.
+fn limits(config: &Config, repository: &Repository) -> Result<Limits> {
+    let mut limits = Limits::for_parts_of(repository.part_bytes());
+    if let Some(memory) = &config.memory {
+        limits.memory_bytes = Some(usize::try_from(memory.value.as_u64()).unwrap_or(usize::MAX));
+    }
+    if let Some(workers) = &config.workers {
+        limits.workers = workers.value;
+    }
+    limits.check()?;
+    Ok(limits)
+}
+
+/// A child writes to our standard error by itself, unless a progress bar must step aside for it.
+fn stderr_lines(output: &Output) -> Option<LineCallback> {
+    if output.progress != ProgressStyle::Bar {
+        return None;
+    }
+    let output = output.clone();
+    Some(Box::new(move |line| output.line_of_child(line)))
+}
+
+/// Tells warnings about single files of a directory as they come, and collects them.
+fn told(output: &Output, warnings: &Warnings) -> WarningCallback {
+    let (output, warnings) = (output.clone(), warnings.clone());
+    Box::new(move |DirectoryWarning { path, what, .. }| {
+        let text = format!("{}: {what}", path.display());
+        output.warning(&text);
+        warnings.push(text);
+    })
+}

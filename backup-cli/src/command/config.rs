@@ -1,0 +1,119 @@
+//! `backup config`: what is configured, and who said so.
+
+use std::path::PathBuf;
+
+use backup_core::Result;
+use backup_core::keys::age::AgeRecipient;
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::args::ConfigAction;
+use crate::config::{Config, Origin, PassphraseFrom, Setting};
+use crate::exit::Exit;
+use crate::output::table;
+use crate::{App, keys};
+
+use super::location;
+
+#[derive(Debug, Serialize)]
+struct Document {
+    config_file: Option<String>,
+    settings: Vec<Entry>,
+}
+
+#[derive(Debug, Serialize)]
+struct Entry {
+    key: &'static str,
+    value: Option<String>,
+    origin: Option<Origin>,
+}
+
+pub(crate) async fn run(app: &App, action: &ConfigAction) -> Result<Exit> {
+    match action {
+        ConfigAction::Check => check(app).await,
+        ConfigAction::Show { json } => show(app, *json),
+    }
+}
+
+/// Resolves all that can be resolved without a request: addresses, keys, files.
+async fn check(app: &App) -> Result<Exit> {
+    location(&app.config)?;
+    keys::configured_recipients(&app.config)?;
+    keys::age_identities(&app.config)?;
+    keys::check_passphrase_file(&app.config).await?;
+    app.output.note("the configuration is sound");
+    Ok(Exit::Done)
+}
+
+fn show(app: &App, json: bool) -> Result<Exit> {
+    let settings = entries(&app.config);
+    if json {
+        let config_file = app.config.file.as_ref().map(|path| path.to_string_lossy().into_owned());
+        app.output.json(&Document { config_file, settings })?;
+        return Ok(Exit::Done);
+    }
+    let mut rows = vec![["SETTING", "VALUE", "FROM"].map(str::to_owned).to_vec()];
+    for Entry { key, value, origin } in settings {
+        let origin = origin.map_or_else(|| "not set".to_owned(), |o| o.to_string());
+        rows.push(vec![key.to_owned(), value.unwrap_or_else(|| "-".to_owned()), origin]);
+    }
+    match &app.config.file {
+        Some(path) => app.output.note(format!("configuration file: {}", path.display())),
+        None => app.output.note("configuration file: none"),
+    }
+    app.output.data(&table(&rows))?;
+    Ok(Exit::Done)
+}
+
+/// All settings, by their names in the file.
+fn entries(config: &Config) -> Vec<Entry> {
+    fn entry<T>(key: &'static str, setting: Option<&Setting<T>>, text: impl Fn(&T) -> String) -> Entry {
+        Entry { key, value: setting.map(|s| text(&s.value)), origin: setting.map(|s| s.origin.clone()) }
+    }
+    fn plain<T: ToString>(key: &'static str, setting: Option<&Setting<T>>) -> Entry {
+        entry(key, setting, T::to_string)
+    }
+    let files = |files: &Vec<PathBuf>| files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", ");
+    let passphrase_key = match config.passphrase {
+        Some(Setting { value: PassphraseFrom::Command(_), .. }) => "passphrase_command",
+        _ => "passphrase_file",
+    };
+    vec![
+        plain("repository.url", config.repository.as_ref()),
+        plain("repository.s3.endpoint", config.s3.endpoint.as_ref()),
+        plain("repository.s3.region", config.s3.region.as_ref()),
+        plain("repository.s3.path_style", config.s3.path_style.as_ref()),
+        entry("recipients", config.recipients.as_ref(), |keys| {
+            keys.iter().map(|key| recipient(key)).collect::<Vec<_>>().join(", ")
+        }),
+        entry("identity_files", config.identity_files.as_ref(), files),
+        entry(passphrase_key, config.passphrase.as_ref(), |from| match from {
+            PassphraseFrom::File(path) => path.display().to_string(),
+            PassphraseFrom::Command(command) => program(command),
+        }),
+        plain("memory", config.memory.as_ref()),
+        plain("workers", config.workers.as_ref()),
+        plain("level", Some(&config.encoding.level)),
+        entry("codec", Some(&config.encoding.codec), value_name),
+        entry("cipher", Some(&config.encoding.cipher), value_name),
+    ]
+}
+
+/// Only the program: people put secrets into arguments and assignments.
+fn program(command: &str) -> String {
+    let mut words = command.split_whitespace();
+    match (words.next(), words.next()) {
+        (Some(program), None) if !program.contains('=') => program.to_owned(),
+        (Some(program), _) if !program.contains('=') => format!("{program} …"),
+        _ => "…".to_owned(),
+    }
+}
+
+/// What is no recipient may be a secret key that was pasted here by mistake.
+fn recipient(text: &str) -> String {
+    text.parse::<AgeRecipient>().map_or_else(|_| "(not a recipient)".to_owned(), |recipient| recipient.to_string())
+}
+
+fn value_name<T: ValueEnum>(value: &T) -> String {
+    value.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()
+}

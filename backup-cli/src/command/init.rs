@@ -1,0 +1,160 @@
+//! `backup init`: a repository, and a key where none is configured.
+
+use std::borrow::Cow;
+use std::path::{Component, Path, PathBuf};
+
+use backup_core::clock::SystemClock;
+use backup_core::keys::age::AgeIdentity;
+use backup_core::repository::{Init, Location, Repository};
+use backup_core::{Error, Result};
+use serde::Serialize;
+
+use crate::App;
+use crate::args::InitArgs;
+use crate::exit::Exit;
+use crate::keys;
+use crate::style::BOLD;
+
+use super::location;
+
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    repository: &'a str,
+    repository_id: &'a str,
+    created: bool,
+    conditional_put: bool,
+    recipients: Vec<String>,
+    identity_file: Option<Cow<'a, str>>,
+    identity_created: bool,
+}
+
+/// Where the key to these backups is.
+enum Key {
+    /// Elsewhere: this host has recipients or a passphrase.
+    Configured(Vec<String>),
+    /// In an identity file on this host.
+    File { path: PathBuf, created: bool, recipients: Vec<String> },
+}
+
+pub(crate) async fn run(app: &App, args: &InitArgs) -> Result<Exit> {
+    let location = location(&app.config)?;
+    let recipients: Vec<String> = keys::configured_recipients(&app.config)?.iter().map(ToString::to_string).collect();
+    let identity_file = if recipients.is_empty() && app.config.passphrase.is_none() {
+        Some(identity_file(app, &location)?)
+    } else {
+        None
+    };
+    let (repository, init) = Repository::init(&location, &SystemClock).await?;
+    let key = match identity_file {
+        Some(path) => load_or_create(path)?,
+        None => Key::Configured(recipients),
+    };
+    if args.json {
+        app.output.json(&document(&repository, &init, &key))?;
+    } else {
+        tell(app, &repository, &init, &key);
+    }
+    let Some(warning) = init.warning else { return Ok(Exit::Done) };
+    app.output.warning(warning);
+    Ok(Exit::Warnings)
+}
+
+/// Where the identity is or will be: never in the repository, where it would open all that it protects.
+fn identity_file(app: &App, location: &Location) -> Result<PathBuf> {
+    let files = app.config.identity_files.as_ref().map(|s| s.value.as_slice()).unwrap_or_default();
+    let path = match files {
+        [path] => path,
+        [] => {
+            return Err(Error::config("there is no home directory to put a key into")
+                .with_hint("name a place with --identity-file, or whom to encrypt to with --recipient"));
+        }
+        _ => {
+            return Err(Error::config("several identity files are configured, and no recipient")
+                .with_hint("name one --identity-file, or whom to encrypt to with --recipient"));
+        }
+    };
+    if let Some(directory) = location.as_directory()
+        && resolved(path).starts_with(resolved(directory))
+    {
+        let message = format!("the identity file {} would lie inside the repository", path.display());
+        return Err(Error::config(message)
+            .with_hint("whoever holds the repository could then read it; choose another place with --identity-file"));
+    }
+    Ok(path.clone())
+}
+
+/// `path` without symbolic links and `..`, as far as it exists.
+fn resolved(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut resolved = PathBuf::new();
+    for component in absolute.components() {
+        match component {
+            Component::ParentDir => drop(resolved.pop()),
+            other => resolved.push(other),
+        }
+        if let Ok(real) = resolved.canonicalize() {
+            resolved = real;
+        }
+    }
+    resolved
+}
+
+fn load_or_create(path: PathBuf) -> Result<Key> {
+    // One that must not be looked at exists: loading it says why.
+    let created = !path.try_exists().unwrap_or(true);
+    let identity = if created {
+        let identity = AgeIdentity::generate();
+        identity.create_file(&path, &SystemClock)?;
+        identity
+    } else {
+        AgeIdentity::load(&path)?
+    };
+    let recipients = identity.recipients().iter().map(ToString::to_string).collect();
+    Ok(Key::File { path, created, recipients })
+}
+
+fn document<'a>(repository: &'a Repository, init: &Init, key: &'a Key) -> Document<'a> {
+    let (recipients, identity_file, identity_created) = match key {
+        Key::Configured(recipients) => (recipients.clone(), None, false),
+        Key::File { path, created, recipients } => (recipients.clone(), Some(path.to_string_lossy()), *created),
+    };
+    Document {
+        repository: repository.name(),
+        repository_id: repository.id(),
+        created: init.created,
+        conditional_put: repository.conditional_put(),
+        recipients,
+        identity_file,
+        identity_created,
+    }
+}
+
+fn tell(app: &App, repository: &Repository, init: &Init, key: &Key) {
+    let output = &app.output;
+    let what = if init.created { "created the repository" } else { "the repository is there already:" };
+    output.note(format!("{what} {repository} (id {})", repository.id()));
+    match key {
+        Key::Configured(recipients) => {
+            for recipient in recipients {
+                output.note(format!("backups are encrypted to {recipient}"));
+            }
+            if app.config.passphrase.is_some() {
+                output.note("backups are encrypted with the passphrase");
+            }
+        }
+        Key::File { path, created, recipients } => {
+            let what = if *created { "made a key:" } else { "using the key that is there already:" };
+            output.note(format!("{what} {}", path.display()));
+            for recipient in recipients {
+                output.note(format!("its public half is {recipient}"));
+            }
+            if *created {
+                output.note(format!(
+                    "\n{BOLD}Keep a copy of {} elsewhere, and not in the repository.\nWithout it nobody can restore these \
+                     backups, not even you.{BOLD:#}",
+                    path.display()
+                ));
+            }
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! `backup list`.
+
+use backup_core::format::Manifest;
+use backup_core::repository::Listed;
+use backup_core::repository::Repository;
+use backup_core::repository::layout::{BackupPath, TargetName};
+use backup_core::{Error, ErrorKind, Result, Stage};
+use futures::TryStreamExt;
+use serde::Serialize;
+
+use crate::App;
+use crate::args::ListArgs;
+use crate::exit::Exit;
+use crate::output::{self, bytes};
+use crate::report;
+
+use super::describe::{BackupDocument, data_bytes, time, word};
+use super::location;
+
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    repository: &'a str,
+    backups: Vec<BackupDocument>,
+    unreadable: Vec<Unreadable>,
+    unfinished: Vec<Name<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Name<'a> {
+    target: &'a str,
+    id: &'a str,
+}
+
+#[derive(Debug, Serialize)]
+struct Unreadable {
+    target: String,
+    id: String,
+    error: String,
+}
+
+/// What there is; `T` is what is kept of a backup.
+struct Listing<T> {
+    backups: Vec<T>,
+    unreadable: Vec<Unreadable>,
+    unfinished: Vec<BackupPath>,
+}
+
+pub(crate) async fn run(app: &App, args: &ListArgs) -> Result<Exit> {
+    let target: Option<TargetName> = args.target.as_deref().map(str::parse).transpose()?;
+    let repository = Repository::open(&location(&app.config)?).await?;
+    let unreadable = if args.json {
+        json(app, &repository, read(&repository, target.as_ref(), BackupDocument::new).await?)
+    } else {
+        table(app, &repository, read(&repository, target.as_ref(), row).await?)
+    }?;
+    Ok(if unreadable == 0 { Exit::Done } else { Exit::Warnings })
+}
+
+/// Prints JSON; returns how many backups cannot be read.
+fn json(app: &App, repository: &Repository, listing: Listing<BackupDocument>) -> Result<usize> {
+    let Listing { backups, unreadable, unfinished } = listing;
+    let count = unreadable.len();
+    let unfinished = unfinished.iter().map(|p| Name { target: p.target.as_str(), id: p.id.as_str() }).collect();
+    app.output.json(&Document { repository: repository.name(), backups, unreadable, unfinished })?;
+    Ok(count)
+}
+
+/// Prints a table; returns how many backups cannot be read.
+fn table(app: &App, repository: &Repository, listing: Listing<Vec<String>>) -> Result<usize> {
+    if listing.backups.is_empty() {
+        app.output.note(format!("no backups in {repository}"));
+    } else {
+        let header = ["ID", "TARGET", "KIND", "FINISHED", "DATA", "STORED", "STATE"].map(str::to_owned).to_vec();
+        let rows: Vec<Vec<String>> = std::iter::once(header).chain(listing.backups).collect();
+        app.output.data(&output::table(&rows))?;
+    }
+    if !listing.unfinished.is_empty() {
+        app.output
+            .note(format!("unfinished, so not listed: {} (running now, or interrupted)", listing.unfinished.len()));
+    }
+    for unreadable in &listing.unreadable {
+        app.output.warning(format!("{} of {} cannot be read: {}", unreadable.id, unreadable.target, unreadable.error));
+    }
+    Ok(listing.unreadable.len())
+}
+
+/// Reads the manifests and keeps of each what `keep` makes of it: there may be thousands, and they can be long.
+async fn read<T>(
+    repository: &Repository,
+    target: Option<&TargetName>,
+    keep: impl Fn(&Manifest) -> T,
+) -> Result<Listing<T>> {
+    let mut listing = Listing { backups: Vec::new(), unreadable: Vec::new(), unfinished: Vec::new() };
+    let mut items = repository.list(target);
+    while let Some(item) = items.try_next().await? {
+        match item {
+            Listed::Backup(found) => listing.backups.push(keep(&found.manifest)),
+            Listed::Unfinished(path) => listing.unfinished.push(path),
+            Listed::Unreadable(path, error) => listing.unreadable.push(Unreadable {
+                target: path.target.to_string(),
+                id: path.id.to_string(),
+                error: report::in_one_line(&error),
+            }),
+        }
+    }
+    let empty = listing.backups.is_empty() && listing.unfinished.is_empty() && listing.unreadable.is_empty();
+    match target {
+        Some(target) if empty => {
+            let message = format!("{repository} has no target '{target}'");
+            Err(Error::new(ErrorKind::NotFound, Stage::Catalog, message).with_hint("'backup list' shows all targets"))
+        }
+        _ => Ok(listing),
+    }
+}
+
+fn row(manifest: &Manifest) -> Vec<String> {
+    vec![
+        manifest.id.clone(),
+        manifest.target.clone(),
+        word(&manifest.kind),
+        time(manifest.finished),
+        bytes(data_bytes(manifest)),
+        bytes(manifest.stored_bytes()),
+        word(&manifest.condition),
+    ]
+}

@@ -1,0 +1,138 @@
+//! `backup restore`: one stream of one backup, to where the flags say.
+
+use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::time::Instant;
+
+use backup_core::format::{Kind, Manifest};
+use backup_core::pipeline::Warnings;
+use backup_core::postgres::conninfo::ConnInfo;
+use backup_core::postgres::load::{LoadOptions, LoadSink};
+use backup_core::repository::Repository;
+use backup_core::restore::{DirectorySink, FileSink, OpenBackup, Restore, Sink, WriterSink};
+use backup_core::{Error, Result};
+
+use crate::args::{DestinationFlags, RestoreArgs};
+use crate::exit::Exit;
+use crate::output::bytes;
+use crate::progress::{self, Shown, rate};
+use crate::{App, keys, stdio};
+
+use super::describe::data_streams;
+use super::{limits, location, or_cancelled, stderr_lines, told};
+
+/// A restore that can begin.
+struct Prepared {
+    restore: Restore,
+    sink: Box<dyn Sink>,
+    place: String,
+    bytes_total: u64,
+    manifest: Manifest,
+    /// What the sink leaves out.
+    warnings: Warnings,
+}
+
+pub(crate) async fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
+    if args.destination.to_stdout {
+        if stdio::stdout_leads_nowhere() {
+            app.output.note("standard output is closed, or /dev/null: what is restored goes nowhere");
+        }
+        if io::stdout().is_terminal() {
+            return Err(
+                Error::config("standard output is a terminal").with_hint("redirect it to a file or into a pipe")
+            );
+        }
+    }
+    let begun = Instant::now();
+    let Prepared { restore, sink, manifest, bytes_total, place, warnings } =
+        or_cancelled(app, prepare(app, args)).await?;
+    let handle = restore.into_boxed(sink);
+    let counters = handle.counters();
+    let restored =
+        progress::during(&app.output, Some(bytes_total), || Shown::restoring(&counters.snapshot()), handle.wait())
+            .await?;
+    let elapsed = begun.elapsed();
+    let left_out = warnings.count();
+    app.output.note(format!(
+        "restored {} of {} to {place}: {} in {:.1} s ({})",
+        manifest.id,
+        manifest.target,
+        bytes(restored),
+        elapsed.as_secs_f64(),
+        rate(restored, elapsed),
+    ));
+    Ok(if left_out > 0 { Exit::Warnings } else { Exit::Done })
+}
+
+async fn prepare(app: &App, args: &RestoreArgs) -> Result<Prepared> {
+    let identities = keys::identities(&app.config).await?;
+    let repository = Repository::open(&location(&app.config)?).await?;
+    let limits = limits(&app.config, &repository)?;
+    let found = repository.resolve(&args.reference).await?;
+    let backup = OpenBackup::open(&repository, &found.path, &identities).await?;
+    let manifest = backup.manifest();
+    let stream = match &args.stream {
+        Some(name) => name.as_str(),
+        None => main_stream(manifest)?,
+    };
+    let restore = backup.restore(stream)?.limits(limits).cancel_on(&app.cancel);
+    // Small, and not needed to restore; but damage to it should show now, and not when somebody asks for it.
+    backup.details().await?;
+    let warnings = Warnings::default();
+    let (sink, place) = sink(app, args, manifest, stream, &warnings).await?;
+    let bytes_total = manifest.stream(stream).map_or(0, |s| s.bytes);
+    Ok(Prepared { restore, sink, place, bytes_total, manifest: manifest.clone(), warnings })
+}
+
+/// The stream that a restore is about when none is named.
+fn main_stream(manifest: &Manifest) -> Result<&str> {
+    let mut data = data_streams(manifest).map(|stream| stream.name.as_str());
+    match (data.next(), data.next()) {
+        (Some(name), None) => Ok(name),
+        (None, _) => Err(Error::config("the backup has no stream of data").with_hint("name one with --stream")),
+        (Some(_), Some(_)) => Err(Error::config("the backup has several streams of data")
+            .with_hint(format!("name one with --stream; 'backup show {}' lists them", manifest.id))),
+    }
+}
+
+/// What takes the stream, and the name of that place.
+async fn sink(
+    app: &App,
+    args: &RestoreArgs,
+    manifest: &Manifest,
+    stream: &str,
+    warnings: &Warnings,
+) -> Result<(Box<dyn Sink>, String)> {
+    let DestinationFlags { to, into, .. } = &args.destination;
+    if let Some(conninfo) = into {
+        if manifest.kind == Kind::Directory {
+            return Err(Error::config("a directory cannot be loaded into a database").with_hint("restore it --to DIR"));
+        }
+        let mut options = LoadOptions::new(ConnInfo::parse(conninfo)?);
+        options.no_owner = args.no_owner;
+        options.no_privileges = args.no_owner;
+        let database = options.conninfo.dbname().unwrap_or("the database").to_owned();
+        return Ok((Box::new(LoadSink::open(options, stderr_lines(&app.output)).await?), database));
+    }
+    if let Some(directory) = to {
+        return into_directory(app, directory, manifest, stream, warnings);
+    }
+    Ok((Box::new(WriterSink::stdout()?), "standard output".to_owned()))
+}
+
+/// A directory comes back as it was; any other stream becomes a file of its own name.
+fn into_directory(
+    app: &App,
+    directory: &Path,
+    manifest: &Manifest,
+    stream: &str,
+    warnings: &Warnings,
+) -> Result<(Box<dyn Sink>, String)> {
+    if manifest.kind == Kind::Directory && main_stream(manifest).is_ok_and(|main| main == stream) {
+        return Ok((
+            Box::new(DirectorySink::create_with(directory, told(&app.output, warnings))?),
+            directory.display().to_string(),
+        ));
+    }
+    Ok((Box::new(FileSink::create(directory, stream)?), directory.join(stream).display().to_string()))
+}

@@ -1,0 +1,415 @@
+//! Settings: flags over environment over file over default, each with the place that it came from.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use backup_core::compress::{Compression, LEVEL_DEFAULT, LEVEL_MAX, LEVEL_MIN};
+use backup_core::encrypt::Suite;
+use backup_core::repository::Location;
+use backup_core::{Error, Result};
+use bytesize::ByteSize;
+use clap::ValueEnum;
+use serde::{Serialize, Serializer};
+use toml::Spanned;
+
+use crate::args::{CipherName, CodecName, Command, EncodingFlags, Globals, RecipientFlags, S3Flags, byte_size};
+
+pub(crate) mod file;
+
+use file::ConfigFile;
+
+/// Where the file is looked for when neither a flag nor the environment names one.
+const DEFAULT_FILES: [&str; 2] = ["backup.toml", "/etc/backup/backup.toml"];
+
+/// Where a value came from. The order is that of precedence.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub(crate) enum Origin {
+    /// Nobody said anything.
+    Default,
+    /// The configuration file.
+    File {
+        #[serde(serialize_with = "lossy")]
+        path: PathBuf,
+        line: usize,
+    },
+    /// An environment variable.
+    Env { name: &'static str },
+    /// A flag.
+    Flag { name: &'static str },
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Env { name } | Self::Flag { name } => f.write_str(name),
+        }
+    }
+}
+
+/// A path need not be UTF-8, and JSON must be.
+fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+/// A value, and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Setting<T> {
+    pub(crate) value: T,
+    pub(crate) origin: Origin,
+}
+
+/// Where the passphrase is to be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PassphraseFrom {
+    File(PathBuf),
+    Command(String),
+}
+
+/// Everything that can be configured, merged.
+#[derive(Debug)]
+pub(crate) struct Config {
+    /// The file that was read, if there was one.
+    pub(crate) file: Option<PathBuf>,
+    pub(crate) repository: Option<Setting<String>>,
+    pub(crate) s3: S3,
+    pub(crate) recipients: Option<Setting<Vec<String>>>,
+    /// With [`Origin::Default`], the one file where `init` makes a key: it need not exist.
+    pub(crate) identity_files: Option<Setting<Vec<PathBuf>>>,
+    pub(crate) passphrase: Option<Setting<PassphraseFrom>>,
+    pub(crate) memory: Option<Setting<ByteSize>>,
+    pub(crate) workers: Option<Setting<NonZeroUsize>>,
+    pub(crate) encoding: Encoding,
+}
+
+/// How S3 is reached.
+#[derive(Debug)]
+pub(crate) struct S3 {
+    pub(crate) endpoint: Option<Setting<String>>,
+    pub(crate) region: Option<Setting<String>>,
+    pub(crate) path_style: Option<Setting<bool>>,
+}
+
+/// How data is compressed and encrypted.
+#[derive(Debug)]
+pub(crate) struct Encoding {
+    pub(crate) level: Setting<i32>,
+    pub(crate) codec: Setting<CodecName>,
+    pub(crate) cipher: Setting<CipherName>,
+}
+
+/// The environment variables, as they were at the start.
+#[derive(Debug, Default)]
+pub(crate) struct Environment(BTreeMap<OsString, OsString>);
+
+/// The names by which one setting is known.
+struct Names {
+    flag: &'static str,
+    env: &'static [&'static str],
+}
+
+struct Layers<'a> {
+    environment: &'a Environment,
+    file: Option<&'a ConfigFile>,
+}
+
+impl Config {
+    /// Finds and reads the file, and merges it with `globals`, the flags of `command` and the environment.
+    pub(crate) fn load(globals: &Globals, command: &Command, environment: &Environment) -> Result<Self> {
+        let file = find_file(globals.config.as_deref(), environment)?;
+        Self::merge(globals, command, environment, file.as_ref())
+    }
+
+    fn merge(
+        globals: &Globals,
+        command: &Command,
+        environment: &Environment,
+        file: Option<&ConfigFile>,
+    ) -> Result<Self> {
+        let layers = Layers { environment, file };
+        let (recipients, encoding) = flags_of(command);
+        Ok(Self {
+            file: file.map(|f| f.path.clone()),
+            repository: layers.repository(globals)?,
+            s3: S3::merge(&layers, &globals.s3)?,
+            recipients: layers.pick(
+                &Names { flag: "--recipient", env: &["BACKUP_RECIPIENTS"] },
+                recipients.map(|r| r.recipient.clone()).filter(|r| !r.is_empty()),
+                |v| Ok(v.split(',').map(|r| r.trim().to_owned()).filter(|r| !r.is_empty()).collect()),
+                |f| f.values.recipients.as_ref(),
+            )?,
+            identity_files: layers.identity_files(globals)?,
+            passphrase: layers.passphrase(globals)?,
+            memory: layers.pick(
+                &Names { flag: "--memory", env: &["BACKUP_MEMORY"] },
+                globals.memory,
+                byte_size,
+                |f| f.values.memory.as_ref(),
+            )?,
+            workers: layers.pick(
+                &Names { flag: "--workers", env: &["BACKUP_WORKERS"] },
+                globals.workers,
+                |v| v.parse().map_err(|e| format!("{e}")),
+                |f| f.values.workers.as_ref(),
+            )?,
+            encoding: Encoding::merge(&layers, encoding)?,
+        })
+    }
+
+    /// The repository's URL, which most commands cannot do without.
+    pub(crate) fn repository(&self) -> Result<&str> {
+        let url = self.repository.as_ref().map(|s| s.value.as_str());
+        url.ok_or_else(|| {
+            Error::config("no repository is given").with_hint(
+                "name one with --repo, BACKUP_REPO or the configuration file: a directory or s3://bucket/prefix",
+            )
+        })
+    }
+}
+
+impl S3 {
+    fn merge(layers: &Layers<'_>, flags: &S3Flags) -> Result<Self> {
+        Ok(Self {
+            endpoint: layers.pick(
+                &Names { flag: "--s3-endpoint", env: &["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"] },
+                flags.s3_endpoint.clone(),
+                text,
+                |f| f.values.repository.s3.endpoint.as_ref(),
+            )?,
+            region: layers.pick(
+                &Names { flag: "--s3-region", env: &["AWS_REGION", "AWS_DEFAULT_REGION"] },
+                flags.s3_region.clone(),
+                text,
+                |f| f.values.repository.s3.region.as_ref(),
+            )?,
+            path_style: layers.pick(
+                &Names { flag: "--s3-path-style", env: &[] },
+                flags.s3_path_style,
+                |v| v.parse().map_err(|e| format!("{e}")),
+                |f| f.values.repository.s3.path_style.as_ref(),
+            )?,
+        })
+    }
+}
+
+impl Encoding {
+    fn merge(layers: &Layers<'_>, flags: Option<&EncodingFlags>) -> Result<Self> {
+        let encoding = Self {
+            level: layers
+                .pick(
+                    &Names { flag: "--level", env: &["BACKUP_LEVEL"] },
+                    flags.and_then(|f| f.level),
+                    |v| v.parse().map_err(|e| format!("{e}")),
+                    |f| f.values.level.as_ref(),
+                )?
+                .unwrap_or(Setting { value: LEVEL_DEFAULT, origin: Origin::Default }),
+            codec: layers
+                .pick(
+                    &Names { flag: "--codec", env: &["BACKUP_CODEC"] },
+                    flags.and_then(|f| f.codec),
+                    |v| CodecName::from_str(v, false),
+                    |f| f.values.codec.as_ref(),
+                )?
+                .unwrap_or(Setting { value: CodecName::default(), origin: Origin::Default }),
+            cipher: layers
+                .pick(
+                    &Names { flag: "--cipher", env: &["BACKUP_CIPHER"] },
+                    flags.and_then(|f| f.cipher),
+                    |v| CipherName::from_str(v, false),
+                    |f| f.values.cipher.as_ref(),
+                )?
+                .unwrap_or(Setting { value: CipherName::default(), origin: Origin::Default }),
+        };
+        encoding.check_level()?;
+        Ok(encoding)
+    }
+
+    fn check_level(&self) -> Result<()> {
+        let Setting { value, origin } = &self.level;
+        if (LEVEL_MIN..=LEVEL_MAX).contains(value) {
+            return Ok(());
+        }
+        Err(Error::config(format!("{origin}: level {value} is not between {LEVEL_MIN} and {LEVEL_MAX}")))
+    }
+
+    /// For the pipeline.
+    pub(crate) fn compression(&self) -> Compression {
+        match self.codec.value {
+            CodecName::Zstd => Compression::Zstd(self.level.value),
+            CodecName::None => Compression::None,
+        }
+    }
+
+    /// For the pipeline.
+    pub(crate) fn suite(&self) -> Suite {
+        match self.cipher.value {
+            CipherName::Aes256Gcm => Suite::Aes256Gcm,
+            CipherName::ChaCha20Poly1305 => Suite::ChaCha20Poly1305,
+        }
+    }
+}
+
+/// Whether a repository's address is a path, and no URL, nor one with a slip in it.
+fn is_path(address: &str) -> bool {
+    !address.contains("://") && address.parse::<Location>().is_ok_and(|location| location.as_directory().is_some())
+}
+
+fn flags_of(command: &Command) -> (Option<&RecipientFlags>, Option<&EncodingFlags>) {
+    match command {
+        Command::Init(args) => (Some(&args.recipients), None),
+        Command::Save(args) => (Some(&args.recipients), Some(&args.encoding)),
+        _ => (None, None),
+    }
+}
+
+fn text(value: &str) -> Result<String, String> {
+    Ok(value.to_owned())
+}
+
+fn path(value: &str) -> Result<PathBuf, String> {
+    Ok(PathBuf::from(value))
+}
+
+fn find_file(flag: Option<&Path>, environment: &Environment) -> Result<Option<ConfigFile>> {
+    if let Some(path) = flag {
+        return ConfigFile::load(path).map(Some);
+    }
+    if let Some(path) = environment.text("BACKUP_CONFIG")? {
+        return ConfigFile::load(Path::new(&path)).map(Some);
+    }
+    for path in DEFAULT_FILES {
+        if let Some(file) = ConfigFile::find(Path::new(path))? {
+            return Ok(Some(file));
+        }
+    }
+    Ok(None)
+}
+
+impl Layers<'_> {
+    /// The value of the highest layer that has one.
+    fn pick<T: Clone>(
+        &self,
+        names: &Names,
+        flag: Option<T>,
+        parse: impl Fn(&str) -> Result<T, String>,
+        in_file: impl Fn(&ConfigFile) -> Option<&Spanned<T>>,
+    ) -> Result<Option<Setting<T>>> {
+        if let Some(value) = flag {
+            return Ok(Some(Setting { value, origin: Origin::Flag { name: names.flag } }));
+        }
+        for name in names.env {
+            if let Some(value) = self.environment.text(name)? {
+                let value =
+                    parse(&value).map_err(|e| Error::config(format!("{name}: invalid value '{value}': {e}")))?;
+                return Ok(Some(Setting { value, origin: Origin::Env { name } }));
+            }
+        }
+        let in_file = self.file.and_then(|file| in_file(file).map(|value| (file, value)));
+        Ok(in_file.map(|(file, value)| Setting {
+            value: value.as_ref().clone(),
+            origin: Origin::File { path: file.path.clone(), line: file.line_of(value) },
+        }))
+    }
+
+    fn repository(&self, globals: &Globals) -> Result<Option<Setting<String>>> {
+        let names = Names { flag: "--repo", env: &["BACKUP_REPO"] };
+        let mut picked = self.pick(&names, globals.repo.clone(), text, |f| f.values.repository.url.as_ref())?;
+        if let (Some(Setting { value, origin: Origin::File { .. } }), Some(file)) = (&mut picked, self.file)
+            && is_path(value)
+        {
+            *value = file.resolve(Path::new(value)).to_string_lossy().into_owned();
+        }
+        Ok(picked)
+    }
+
+    fn identity_files(&self, globals: &Globals) -> Result<Option<Setting<Vec<PathBuf>>>> {
+        let names = Names { flag: "--identity-file", env: &["BACKUP_IDENTITY_FILE"] };
+        let flag = Some(globals.identity_file.clone()).filter(|files| !files.is_empty());
+        let picked = self.pick(&names, flag, |v| Ok(vec![PathBuf::from(v)]), |f| f.values.identity_files.as_ref())?;
+        match (picked, self.file) {
+            (Some(Setting { value, origin: origin @ Origin::File { .. } }), Some(file)) => {
+                let value = value.iter().map(|path| file.resolve(path)).collect();
+                Ok(Some(Setting { value, origin }))
+            }
+            (Some(picked), _) => Ok(Some(picked)),
+            (None, _) => {
+                let default = self.environment.default_identity_file()?;
+                Ok(default.map(|path| Setting { value: vec![path], origin: Origin::Default }))
+            }
+        }
+    }
+
+    /// A file and a command can both be named, on different layers: the higher layer wins.
+    fn passphrase(&self, globals: &Globals) -> Result<Option<Setting<PassphraseFrom>>> {
+        let names = Names { flag: "--passphrase-file", env: &["BACKUP_PASSPHRASE_FILE"] };
+        let from_file =
+            self.pick(&names, globals.passphrase_file.clone(), path, |f| f.values.passphrase_file.as_ref())?.map(|s| {
+                let resolved = match (&s.origin, self.file) {
+                    (Origin::File { .. }, Some(file)) => file.resolve(&s.value),
+                    _ => s.value,
+                };
+                Setting { value: PassphraseFrom::File(resolved), origin: s.origin }
+            });
+        let names = Names { flag: "--passphrase-command", env: &["BACKUP_PASSPHRASE_COMMAND"] };
+        let from_command = self
+            .pick(&names, globals.passphrase_command.clone(), text, |f| f.values.passphrase_command.as_ref())?
+            .map(|s| Setting { value: PassphraseFrom::Command(s.value), origin: s.origin });
+        match (from_file, from_command) {
+            (Some(a), Some(b)) if a.origin.layer() == b.origin.layer() => Err(Error::config(format!(
+                "a passphrase file and a passphrase command are both given ({} and {})",
+                a.origin, b.origin
+            ))),
+            (Some(a), Some(b)) => Ok(Some(if a.origin.layer() > b.origin.layer() { a } else { b })),
+            (a, b) => Ok(a.or(b)),
+        }
+    }
+}
+
+impl Origin {
+    fn layer(&self) -> u8 {
+        match self {
+            Self::Default => 0,
+            Self::File { .. } => 1,
+            Self::Env { .. } => 2,
+            Self::Flag { .. } => 3,
+        }
+    }
+}
+
+impl Environment {
+    /// That of this process, with the home directory from the user database where `HOME` is not set.
+    pub(crate) fn of_process() -> Self {
+        let mut variables: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+        if let (false, Some(home)) = (variables.contains_key(OsStr::new("HOME")), std::env::home_dir()) {
+            variables.insert("HOME".into(), home.into_os_string());
+        }
+        Self(variables)
+    }
+
+    /// The value of `name`; an empty one counts as none.
+    pub(crate) fn text(&self, name: &str) -> Result<Option<String>> {
+        match self.0.get(OsStr::new(name)) {
+            None => Ok(None),
+            Some(value) => {
+                let value = value.to_str().ok_or_else(|| Error::config(format!("{name} is not valid UTF-8")))?;
+                Ok(Some(value.to_owned()).filter(|v| !v.is_empty()))
+            }
+        }
+    }
+
+    fn default_identity_file(&self) -> Result<Option<PathBuf>> {
+        let base = match self.text("XDG_CONFIG_HOME")? {
+            Some(base) => Some(PathBuf::from(base)),
+            None => self.text("HOME")?.map(|home| Path::new(&home).join(".config")),
+        };
+        Ok(base.map(|base| base.join("backup/identity.txt")))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,97 @@
+//! Which layer wins, and what is said of wrong values.
+
+use clap::Parser;
+
+use super::*;
+use crate::args::Cli;
+
+const FILE: &str = r#"
+recipients = ["age1file"]
+identity_files = ["keys/a.txt", "/b.txt"]
+passphrase_file = "secret"
+memory = "64MiB"
+level = 9
+codec = "none"
+[repository]
+url = "backups"
+[repository.s3]
+region = "eu-central-1"
+"#;
+
+fn merged(arguments: &[&str], environment: &[(&str, &str)], file: &str) -> Result<Config> {
+    let cli = Cli::try_parse_from(["backup"].iter().chain(arguments)).unwrap();
+    let environment = environment.iter().map(|(k, v)| (OsString::from(k), OsString::from(v))).collect();
+    let file = ConfigFile::parse(Path::new("/etc/backup/backup.toml"), file.to_owned())?;
+    Config::merge(&cli.globals, &cli.command, &Environment(environment), Some(&file))
+}
+
+fn seen<T: Clone>(setting: Option<&Setting<T>>) -> Option<(T, String)> {
+    setting.map(|s| (s.value.clone(), s.origin.to_string()))
+}
+
+#[test]
+fn flags_win_over_environment_over_file_over_default() {
+    let flags = ["save", "app", "--level", "-3", "--repo", "/r"];
+    let environment = [("BACKUP_REPO", "/e"), ("BACKUP_LEVEL", "5"), ("BACKUP_CODEC", "zstd"), ("BACKUP_MEMORY", "")];
+    let config = merged(&flags, &environment, FILE).unwrap();
+    assert_eq!(seen(config.repository.as_ref()), Some(("/r".into(), "--repo".into())));
+    assert_eq!(seen(Some(&config.encoding.level)), Some((-3, "--level".into())));
+    assert_eq!(seen(Some(&config.encoding.codec)), Some((CodecName::Zstd, "BACKUP_CODEC".into())));
+    assert_eq!(seen(config.memory.as_ref()), Some((ByteSize::mib(64), "/etc/backup/backup.toml:5".into())));
+    assert_eq!(seen(Some(&config.encoding.cipher)), Some((CipherName::Aes256Gcm, "default".into())));
+}
+
+#[test]
+fn paths_in_the_file_are_relative_to_it_and_others_are_not() {
+    let config = merged(&["list"], &[], FILE).unwrap();
+    assert_eq!(config.repository().unwrap(), "/etc/backup/backups");
+    assert_eq!(config.identity_files.unwrap().value, [Path::new("/etc/backup/keys/a.txt"), Path::new("/b.txt")]);
+    assert_eq!(config.passphrase.unwrap().value, PassphraseFrom::File("/etc/backup/secret".into()));
+    let config = merged(&["list"], &[("BACKUP_REPO", "backups"), ("BACKUP_IDENTITY_FILE", "k")], FILE).unwrap();
+    assert_eq!(config.repository().unwrap(), "backups");
+    assert_eq!(config.identity_files.unwrap().value, [Path::new("k")]);
+}
+
+#[test]
+fn a_mistyped_address_in_the_file_does_not_become_a_path() {
+    for address in ["s3:/bucket", "s3:bucket", "memory:", "s3://bucket"] {
+        let config = merged(&["list"], &[], &format!("[repository]\nurl = \"{address}\"")).unwrap();
+        assert_eq!(config.repository().unwrap(), address);
+    }
+}
+
+#[test]
+fn recipients_are_separated_by_commas_in_the_environment() {
+    let config = merged(&["save", "app"], &[("BACKUP_RECIPIENTS", "age1a, age1b,")], FILE).unwrap();
+    assert_eq!(config.recipients.unwrap().value, ["age1a", "age1b"]);
+    let config = merged(&["save", "app", "-R", "age1c", "-R", "age1d"], &[], FILE).unwrap();
+    assert_eq!(config.recipients.unwrap().value, ["age1c", "age1d"]);
+}
+
+#[test]
+fn of_a_passphrase_file_and_command_the_higher_layer_wins_and_equals_are_refused() {
+    let command = ("BACKUP_PASSPHRASE_COMMAND", "pass show backup");
+    let config = merged(&["list"], &[command], FILE).unwrap();
+    assert_eq!(config.passphrase.unwrap().value, PassphraseFrom::Command("pass show backup".into()));
+    assert!(merged(&["list"], &[command, ("BACKUP_PASSPHRASE_FILE", "/p")], FILE).is_err());
+}
+
+#[test]
+fn the_default_identity_follows_xdg_then_home() {
+    let default = |environment: &[(&str, &str)]| merged(&["list"], environment, "").unwrap().identity_files;
+    let home = ("HOME", "/home/u");
+    assert_eq!(default(&[home]).unwrap().value, [Path::new("/home/u/.config/backup/identity.txt")]);
+    assert_eq!(default(&[home, ("XDG_CONFIG_HOME", "/x")]).unwrap().value, [Path::new("/x/backup/identity.txt")]);
+    assert_eq!(default(&[]), None);
+}
+
+#[test]
+fn wrong_values_say_where_they_stand() {
+    let message =
+        |environment: &[(&str, &str)], file: &str| merged(&["list"], environment, file).unwrap_err().to_string();
+    assert_eq!(
+        message(&[("BACKUP_WORKERS", "0")], ""),
+        "BACKUP_WORKERS: invalid value '0': number would be zero for non-zero type"
+    );
+    assert_eq!(message(&[], "\nlevel = 20"), "/etc/backup/backup.toml:2: level 20 is not between -7 and 19");
+}

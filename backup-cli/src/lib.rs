@@ -1,0 +1,114 @@
+//! The command `backup`, as a library so that test programs can call it: it parses, resolves and prints.
+//! All that has to do with backups is in [`backup_core`].
+//!
+//! `args` says what can be typed, `config` merges it with the environment and the file, `command` has one file for each command,
+//! `output` and `report` print, `exit` says how it ended.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use backup_core::Result;
+use clap::error::ErrorKind as UsageKind;
+use tokio_util::sync::CancellationToken;
+
+use args::{Cli, ColorWhen, Command};
+use config::{Config, Environment};
+use exit::Exit;
+use output::Output;
+
+mod args;
+mod command;
+mod config;
+mod exit;
+mod keys;
+mod log;
+mod output;
+mod progress;
+mod report;
+mod runtime;
+mod small_file;
+mod stdio;
+mod style;
+
+/// What every command works with.
+struct App {
+    config: Config,
+    output: Output,
+    cancel: CancellationToken,
+}
+
+/// Runs the command that this process was started with.
+pub fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(report::panic));
+    let exit = std::panic::catch_unwind(|| run(std::env::args_os())).unwrap_or(Exit::Failed);
+    exit.into()
+}
+
+/// Whether `text` would do as a configuration file: its syntax, keys and types, before any value is merged with others.
+///
+/// # Errors
+/// `Config`, with the line.
+pub fn check_config_text(text: &str) -> Result<()> {
+    config::file::ConfigFile::parse(Path::new("backup.toml"), text.to_owned()).map(drop)
+}
+
+fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
+    let cli = match Cli::parse_all(arguments) {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e),
+    };
+    set_colors(cli.globals.color);
+    match start(cli) {
+        Ok(exit) => exit,
+        Err(e) => {
+            report::error(&e);
+            e.kind().into()
+        }
+    }
+}
+
+fn start(cli: Cli) -> Result<Exit> {
+    let environment = Environment::of_process();
+    let output = Output::new(&cli.globals);
+    log::start(&cli.globals, &environment, &output)?;
+    if let Command::Generate(args) = &cli.command {
+        return command::generate::run(args, &output);
+    }
+    let config = Config::load(&cli.globals, &cli.command, &environment)?;
+    let app = App { config, output, cancel: CancellationToken::new() };
+    runtime::block_on(&app.output, &app.cancel, command::run(&app, &cli.command))
+}
+
+/// Prints what clap has to say: help and version are no errors.
+fn usage(error: &clap::Error) -> Exit {
+    let text = error.render().ansi().to_string();
+    match error.kind() {
+        UsageKind::DisplayHelp | UsageKind::DisplayVersion => {
+            use std::io::Write as _;
+            // A reader that has gone away has seen enough.
+            let _ = anstream::stdout().write_all(text.as_bytes());
+            Exit::Done
+        }
+        _ => {
+            report::to_stderr(&in_our_words(&text));
+            Exit::Usage
+        }
+    }
+}
+
+/// clap's tips as our hints.
+fn in_our_words(text: &str) -> String {
+    let line =
+        |line: &str| if line.contains("tip:") { line.trim_start().replace("tip:", "hint:") } else { line.to_owned() };
+    text.lines().map(|l| line(l) + "\n").collect()
+}
+
+fn set_colors(when: ColorWhen) {
+    match when {
+        ColorWhen::Auto => anstream::ColorChoice::Auto,
+        ColorWhen::Always => anstream::ColorChoice::Always,
+        ColorWhen::Never => anstream::ColorChoice::Never,
+    }
+    .write_global();
+}

@@ -1,0 +1,314 @@
+//! A backup: source → compress → chunk → encrypt → upload. A builder makes a [`Backup`], starting it gives a [`BackupHandle`].
+//!
+//! ```text
+//!             ┌───────── one compute job ─────────┐
+//! Source ─▶ Cutter ─▶ compress ─▶ seal ─▶ VolumeWriter ─▶ Parts ─▶ ObjectUpload ─▶ Repository
+//! source     chunk    compress    encrypt   upload          upload   upload          repository
+//! ```
+//!
+//! Memory is bounded from both ends: a chunk is read only when there is a slot for it, a part is filled only when there is room for it
+//! ([`Limits`]). Chunks are sealed in any order and written in theirs. The backup becomes visible with its manifest, created last.
+
+mod buffer;
+mod compute;
+mod limits;
+mod progress;
+mod session;
+mod stream;
+
+use std::fmt;
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub use buffer::{Buffer, BufferPool};
+pub use compute::ComputePool;
+pub use limits::{CHUNK_SIZE_DEFAULT, Limits, VOLUME_CHUNKS_DEFAULT};
+pub use progress::{Counters, Event, Observer, Progress, Warnings};
+
+pub(crate) use compute::{Pending, Workspace};
+pub(crate) use limits::RestorePlan;
+pub(crate) use session::DETAILS;
+
+use crate::clock::{Clock, SystemClock};
+use crate::compress::{Compression, LEVEL_MAX, LEVEL_MIN};
+use crate::encrypt::{DataKey, Suite};
+use crate::error::{Error, Result, Stage};
+use crate::format::{Kind, Manifest, WRAPS_MAX};
+use crate::keys::{Recipient, wrap_for_all};
+use crate::repository::Repository;
+use crate::repository::layout::{BackupId, StreamName, TargetName};
+use crate::source::Source;
+use crate::upload::SharedParts;
+use session::{Session, Streams};
+use stream::Context;
+
+/// A backup to be made: say what and how, then [`start`](Self::start).
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// use std::sync::Arc;
+/// use backup_core::{keys::age::AgeIdentity, pipeline::Backup, repository::Repository, source::BytesSource};
+///
+/// let repository = Repository::in_memory().await?;
+/// let identity = AgeIdentity::generate();
+/// let manifest = Backup::new(repository, "app".parse()?)
+///     .recipient(Arc::new(identity.recipients().remove(0)))
+///     .stream("data".parse()?, BytesSource::new("all of it"))
+///     .start()?
+///     .wait()
+///     .await?;
+/// assert_eq!(manifest.stream("data").unwrap().bytes, 9);
+/// # Ok::<(), backup_core::Error>(()) }).unwrap();
+/// ```
+#[must_use]
+pub struct Backup {
+    repository: Repository,
+    target: TargetName,
+    kind: Kind,
+    recipients: Vec<Arc<dyn Recipient>>,
+    streams: Streams,
+    details: serde_json::Value,
+    compression: Compression,
+    suite: Suite,
+    limits: Limits,
+    pool: Option<ComputePool>,
+    clock: Arc<dyn Clock>,
+    observer: Option<Arc<dyn Observer>>,
+    warnings: Warnings,
+    cancel: CancellationToken,
+}
+
+impl Backup {
+    /// A backup of `target` into `repository`, with defaults for all else: zstd level 3, AES-256-GCM, limits that suit the repository.
+    pub fn new(repository: Repository, target: TargetName) -> Self {
+        let limits = Limits::for_parts_of(repository.part_bytes());
+        Self {
+            repository,
+            target,
+            kind: Kind::Stream,
+            recipients: Vec::new(),
+            streams: Vec::new(),
+            details: serde_json::Value::Null,
+            compression: Compression::default(),
+            suite: Suite::default(),
+            limits,
+            pool: None,
+            clock: Arc::new(SystemClock),
+            observer: None,
+            warnings: Warnings::default(),
+            cancel: CancellationToken::new(),
+        }
+    }
+
+    /// What the manifest says this is a backup of; [`Kind::Stream`] unless set.
+    pub fn kind(mut self, kind: Kind) -> Self {
+        self.kind = kind;
+        self
+    }
+
+    /// Adds somebody who will be able to open the backup. At least one is needed.
+    pub fn recipient(mut self, recipient: Arc<dyn Recipient>) -> Self {
+        self.recipients.push(recipient);
+        self
+    }
+
+    /// Adds several recipients.
+    pub fn recipients(mut self, recipients: impl IntoIterator<Item = Arc<dyn Recipient>>) -> Self {
+        self.recipients.extend(recipients);
+        self
+    }
+
+    /// Adds a stream. All streams are read at once. The name `details` is taken.
+    pub fn stream(self, name: StreamName, source: impl Source + 'static) -> Self {
+        self.boxed_stream(name, Box::new(source))
+    }
+
+    /// Adds a stream whose source is boxed already.
+    pub fn boxed_stream(mut self, name: StreamName, source: Box<dyn Source>) -> Self {
+        self.streams.push((name, source));
+        self
+    }
+
+    /// What to remember about the data: stored encrypted, in the stream `details`.
+    pub fn details(mut self, details: serde_json::Value) -> Self {
+        self.details = details;
+        self
+    }
+
+    /// How to compress; zstd level 3 unless set.
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// The cipher; AES-256-GCM unless set.
+    pub fn suite(mut self, suite: Suite) -> Self {
+        self.suite = suite;
+        self
+    }
+
+    /// Memory, threads and sizes.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Threads to compute on, shared with other backups; a pool of its own unless set.
+    pub fn compute_pool(mut self, pool: ComputePool) -> Self {
+        self.pool = Some(pool);
+        self
+    }
+
+    /// The clock that ids and times are taken from.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Is told what happens.
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// Where sources put their warnings: counted in the manifest, kept in the details.
+    pub fn warnings(mut self, warnings: Warnings) -> Self {
+        self.warnings = warnings;
+        self
+    }
+
+    /// Cancels the backup when it is cancelled.
+    pub fn cancel_on(mut self, token: &CancellationToken) -> Self {
+        self.cancel = token.child_token();
+        self
+    }
+
+    /// Starts the backup on the current tokio runtime. Fails, before anything is touched, when the options cannot be right.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start(self) -> Result<BackupHandle> {
+        self.check()?;
+        let plan = self.limits.for_backup(self.compression, self.streams.len())?;
+        let workers = std::num::NonZero::new(plan.workers).unwrap_or(std::num::NonZero::<usize>::MIN);
+        let pool = self.pool.map_or_else(|| ComputePool::new(workers), Ok)?;
+        let id = BackupId::generate(self.clock.as_ref());
+        let counters = Arc::new(Counters::default());
+        let handle_id = id.clone();
+        let (handle_counters, stop) = (Arc::clone(&counters), self.cancel.clone());
+        let user = self.cancel;
+        let run = async move {
+            let data_key = DataKey::generate();
+            let wraps = wrap_for_all(&data_key, &self.recipients).await?;
+            let context = Context {
+                path: self.target.backup(&id),
+                repository: self.repository,
+                data_key,
+                wraps,
+                suite: self.suite,
+                compression: self.compression,
+                limits: self.limits,
+                plan,
+                pool,
+                buffers: BufferPool::new(self.limits.chunk_size as usize),
+                parts_shared: SharedParts::new(plan.parts_shared),
+                counters,
+                clock: self.clock,
+                stop: user.child_token(),
+            };
+            let session = Session {
+                context: Arc::new(context),
+                kind: self.kind,
+                details: self.details,
+                warnings: self.warnings,
+                observer: self.observer,
+            };
+            session.run(self.streams).await
+        };
+        Ok(BackupHandle { id: handle_id, counters: handle_counters, cancel: stop, task: tokio::spawn(run) })
+    }
+
+    fn check(&self) -> Result<()> {
+        if let Compression::Zstd(level) = self.compression
+            && !(LEVEL_MIN..=LEVEL_MAX).contains(&level)
+        {
+            return Err(Error::config(format!("compression level {level} is not between {LEVEL_MIN} and {LEVEL_MAX}")));
+        }
+        for (i, (name, _)) in self.streams.iter().enumerate() {
+            if name.as_str() == DETAILS || self.streams[..i].iter().any(|(other, _)| other == name) {
+                return Err(Error::config(format!("there is already a stream '{name}'")));
+            }
+        }
+        if self.streams.is_empty() {
+            return Err(Error::config("nothing to back up: no stream was added"));
+        }
+        match self.recipients.len() {
+            0 => Err(crate::keys::no_recipient()),
+            1..=WRAPS_MAX => Ok(()),
+            n => Err(Error::config(format!("{n} recipients are more than {WRAPS_MAX}"))),
+        }
+    }
+}
+
+impl fmt::Debug for Backup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backup")
+            .field("target", &self.target)
+            .field("recipients", &self.recipients)
+            .field("streams", &self.streams)
+            .field("compression", &self.compression)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A backup that is running.
+///
+/// Dropping the handle cancels the backup: its task then stops reading, gives up its uploads and removes what it has written, as far as
+/// the runtime lives on for it to do so.
+#[derive(Debug)]
+pub struct BackupHandle {
+    id: BackupId,
+    counters: Arc<Counters>,
+    cancel: CancellationToken,
+    task: JoinHandle<Result<Manifest>>,
+}
+
+impl BackupHandle {
+    /// The id of the backup, should it succeed.
+    pub fn id(&self) -> &BackupId {
+        &self.id
+    }
+
+    /// How far it has come.
+    pub fn progress(&self) -> Progress {
+        self.counters.snapshot()
+    }
+
+    /// The counters, to be read while [`wait`](Self::wait) has the handle.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Asks the backup to stop; [`wait`](Self::wait) then tells when it has cleaned up.
+    pub fn cancel(&self) {
+        self.cancel.cancel();
+    }
+
+    /// Waits for the end. A backup is complete, durable and visible if and only if this returns a manifest.
+    ///
+    /// Not cancel safe: dropping the future drops the handle, which cancels the backup.
+    pub async fn wait(mut self) -> Result<Manifest> {
+        (&mut self.task)
+            .await
+            .unwrap_or_else(|e| Err(Error::internal(Stage::Upload, "the backup's task panicked").with_source(e)))
+    }
+}
+
+impl Drop for BackupHandle {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}

@@ -1,0 +1,227 @@
+//! How much memory, and from that how much at once: one figure in, all others derived.
+
+use std::num::NonZero;
+
+use crate::compress::Compression;
+use crate::error::{Error, Result};
+use crate::format::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Codec, VOLUME_CHUNKS_MAX};
+
+/// Bytes of plaintext in a chunk, unless asked otherwise.
+pub const CHUNK_SIZE_DEFAULT: u32 = 1024 * 1024;
+/// Data chunks in a volume, unless asked otherwise: 64 GiB of plaintext, which is at most 8,193 parts of 8 MiB.
+pub const VOLUME_CHUNKS_DEFAULT: u32 = 65_536;
+/// The most parts that S3 and its relatives accept for one object.
+const PARTS_MAX: u64 = 10_000;
+/// Where parts are counted they must have 5 MiB or more; local directories take smaller ones, and any number.
+const PART_BYTES_COUNTED: usize = 5 << 20;
+/// More threads than any machine gains from.
+const WORKERS_MAX: usize = 256;
+/// More threads than this gain nothing while one stream is read.
+const WORKERS_DEFAULT_MAX: usize = 4;
+
+/// What a backup or a restore may use.
+///
+/// `memory_bytes` bounds the buffers and the codecs' contexts. The process itself, its TLS connections and the allocator's slack come on
+/// top: 10 to 20 MiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Memory for buffers and codecs in bytes. `None` is 16 MiB and six parts, or what the workers need at a high level of compression.
+    pub memory_bytes: Option<usize>,
+    /// The most compute threads; fewer are used where memory does not suffice for so many.
+    pub workers: NonZero<usize>,
+    /// Size of the parts of an upload in bytes.
+    pub part_bytes: usize,
+    /// Bytes of plaintext in a chunk.
+    pub chunk_size: u32,
+    /// Data chunks in a volume.
+    pub volume_chunks: u32,
+}
+
+impl Limits {
+    /// What suits a repository whose parts are of `part_bytes`; up to level 3, one stream of parts of 1 MiB then takes 22 MiB, of parts of
+    /// 8 MiB 64 MiB.
+    pub fn for_parts_of(part_bytes: usize) -> Self {
+        // Volumes shrink where the largest that the store can hold is smaller.
+        let held = (PARTS_MAX - 1) * part_bytes as u64 / (u64::from(CHUNK_SIZE_DEFAULT) + 128);
+        let counted = part_bytes >= PART_BYTES_COUNTED;
+        let fitting = if counted { u32::try_from(held).unwrap_or(u32::MAX) } else { VOLUME_CHUNKS_DEFAULT };
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Self {
+            memory_bytes: None,
+            workers: NonZero::new(cores.min(WORKERS_DEFAULT_MAX)).unwrap_or(NonZero::<usize>::MIN),
+            part_bytes,
+            chunk_size: CHUNK_SIZE_DEFAULT,
+            volume_chunks: VOLUME_CHUNKS_DEFAULT.min(fitting),
+        }
+    }
+
+    /// Refuses values that the format or the stores cannot hold.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |what: String| Err(Error::config(what));
+        if !(CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(&self.chunk_size) {
+            return refuse(format!(
+                "a chunk size of {} is not between {CHUNK_SIZE_MIN} and {CHUNK_SIZE_MAX} bytes",
+                self.chunk_size
+            ));
+        }
+        if !(1..=VOLUME_CHUNKS_MAX).contains(&self.volume_chunks) {
+            return refuse(format!(
+                "{} chunks in a volume is not between 1 and {VOLUME_CHUNKS_MAX}",
+                self.volume_chunks
+            ));
+        }
+        if self.workers.get() > WORKERS_MAX {
+            return refuse(format!("{} workers are more than {WORKERS_MAX}", self.workers));
+        }
+        let volume_max = u64::from(self.volume_chunks) * (u64::from(self.chunk_size) + 128);
+        if self.part_bytes >= PART_BYTES_COUNTED && volume_max.div_ceil(self.part_bytes.max(1) as u64) >= PARTS_MAX {
+            return refuse(format!("a volume would need more than {PARTS_MAX} parts of {} bytes", self.part_bytes));
+        }
+        Ok(())
+    }
+
+    /// Divides the memory among `streams` that are written at once.
+    ///
+    /// Every stream gets a part and what one chunk for each worker needs, for itself; what is left becomes parts that any of them may
+    /// fill. So no stream ever waits for another, whatever they share.
+    pub(crate) fn for_backup(&self, compression: Compression, streams: usize) -> Result<BackupPlan> {
+        self.check()?;
+        let need = |plan: &BackupPlan| plan.workers * compression.context_bytes() + streams * plan.stream_bytes;
+        let most = self.plan_with(compression, self.workers.get());
+        let memory = self.memory_bytes.unwrap_or(self.memory_default().max(need(&most)));
+        for workers in (1..=self.workers.get()).rev() {
+            let plan = self.plan_with(compression, workers);
+            if let Some(left) = memory.checked_sub(need(&plan)) {
+                let parts_shared = if plan.rope { 0 } else { left / self.part_bytes };
+                let slots_more = if plan.rope { left / streams.max(1) / self.slab_bytes() } else { 0 };
+                return Ok(BackupPlan { parts_shared, chunk_slots: plan.chunk_slots + slots_more, ..plan });
+            }
+        }
+        Err(Self::too_little(memory, need(&self.plan_with(compression, 1))))
+    }
+
+    fn plan_with(&self, compression: Compression, workers: usize) -> BackupPlan {
+        // Two buffers are with the source and the cutter.
+        let rope = compression.codec() == Codec::None;
+        let (chunk_slots, bytes) = if rope {
+            // Sealed where they lie and sent as they are: a part is a list of records.
+            let slots = self.part_bytes / self.chunk_size as usize + 2 + workers;
+            (slots, (slots + 2) * self.slab_bytes())
+        } else {
+            let slots = workers + 1;
+            (slots, (2 * slots + 2) * self.slab_bytes() + self.part_bytes)
+        };
+        BackupPlan { workers, chunk_slots, parts_shared: 0, rope, stream_bytes: bytes }
+    }
+
+    /// How many chunks a restore may hold at once, on how many threads.
+    pub(crate) fn for_restore(&self, chunk_size: u32) -> Result<RestorePlan> {
+        self.check()?;
+        // A record and its plaintext; decompression contexts are small, since frames are.
+        let per_chunk = 2 * (chunk_size as usize + 128);
+        let context = 256 * 1024;
+        let need = |workers: usize| workers * context + (workers + 1) * per_chunk;
+        let memory = self.memory_bytes.unwrap_or(self.memory_default().max(need(self.workers.get())));
+        for workers in (1..=self.workers.get()).rev() {
+            if memory >= need(workers) {
+                let chunk_slots = (memory - workers * context) / per_chunk;
+                // Long spans spare requests, and several at once hide their latency.
+                let span_chunks = (chunk_slots / 4).clamp(1, (8 << 20) / chunk_size as usize);
+                return Ok(RestorePlan { workers, chunk_slots, span_chunks });
+            }
+        }
+        Err(Self::too_little(memory, need(1)))
+    }
+
+    fn memory_default(&self) -> usize {
+        (16 << 20) + 6 * self.part_bytes
+    }
+
+    fn slab_bytes(&self) -> usize {
+        self.chunk_size as usize + 128
+    }
+
+    fn too_little(memory: usize, least: usize) -> Error {
+        let mib = |bytes: usize| bytes.div_ceil(1 << 20);
+        Error::config(format!("{} MiB of memory are too little for this", mib(memory)))
+            .with_hint(format!("the least that would do is {} MiB; or lower the compression level", mib(least)))
+    }
+}
+
+/// What [`Limits::for_backup`] found to fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BackupPlan {
+    pub(crate) workers: usize,
+    /// Chunks of one stream between source and upload.
+    pub(crate) chunk_slots: usize,
+    /// Parts beyond the one that each stream has for itself.
+    pub(crate) parts_shared: usize,
+    /// Whether parts are lists of records rather than copies of them.
+    pub(crate) rope: bool,
+    stream_bytes: usize,
+}
+
+/// What [`Limits::for_restore`] found to fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RestorePlan {
+    pub(crate) workers: usize,
+    pub(crate) chunk_slots: usize,
+    /// Chunks read with one request.
+    pub(crate) span_chunks: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(memory_mib: usize, workers: usize, part_mib: usize) -> Limits {
+        Limits {
+            memory_bytes: Some(memory_mib << 20),
+            workers: NonZero::new(workers).unwrap(),
+            ..Limits::for_parts_of(part_mib << 20)
+        }
+    }
+
+    #[test]
+    fn thirty_two_mebibytes_work_everywhere() {
+        for part in [1, 8] {
+            for compression in [Compression::None, Compression::Zstd(3), Compression::Zstd(-7)] {
+                for streams in [1, 2] {
+                    let plan = limits(32, 4, part).for_backup(compression, streams);
+                    assert!(plan.is_ok(), "{part} MiB, {compression:?}, {streams} streams: {plan:?}");
+                }
+            }
+        }
+        limits(32, 4, 8).for_restore(CHUNK_SIZE_MAX).unwrap();
+    }
+
+    #[test]
+    fn workers_give_way_before_the_request_is_refused() {
+        assert_eq!(limits(64, 4, 8).for_backup(Compression::Zstd(3), 1).unwrap().workers, 4);
+        assert!(limits(48, 4, 8).for_backup(Compression::Zstd(19), 1).unwrap().workers < 4);
+        let error = limits(8, 4, 8).for_backup(Compression::Zstd(3), 1).unwrap_err();
+        assert_eq!(error.hint(), Some("the least that would do is 16 MiB; or lower the compression level"));
+        limits(16, 4, 8).for_backup(Compression::Zstd(3), 1).unwrap();
+    }
+
+    #[test]
+    fn every_level_works_with_all_workers_unless_told_otherwise() {
+        for (level, streams) in [(-7, 1), (3, 2), (9, 2), (19, 2)] {
+            let limits = Limits { memory_bytes: None, ..limits(1, 4, 1) };
+            assert_eq!(limits.for_backup(Compression::Zstd(level), streams).unwrap().workers, 4);
+        }
+    }
+
+    #[test]
+    fn volumes_fit_the_part_limit_of_every_store() {
+        for part_bytes in [1, 1 << 20, PART_BYTES_COUNTED - 1, PART_BYTES_COUNTED, 6_000_000, 8 << 20, 1 << 30] {
+            let limits = Limits::for_parts_of(part_bytes);
+            limits.check().unwrap();
+            let less = (PART_BYTES_COUNTED..8 << 20).contains(&part_bytes);
+            assert_eq!(limits.volume_chunks < VOLUME_CHUNKS_DEFAULT, less, "{part_bytes}");
+        }
+        assert!(Limits { chunk_size: 2 << 20, ..Limits::for_parts_of(8 << 20) }.check().is_err());
+        assert!(limits(64, usize::MAX, 8).for_backup(Compression::None, 1).is_err());
+        assert!(Limits { chunk_size: 1000, ..Limits::for_parts_of(8 << 20) }.check().is_err());
+    }
+}

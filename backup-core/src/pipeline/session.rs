@@ -1,0 +1,265 @@
+//! A backup from its first object to its manifest: the parts around the streams.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use jiff::Timestamp;
+use object_store::{ObjectStoreExt, PutPayload};
+use serde::Serialize;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::progress::{Event, Observer, Warnings};
+use super::stream::{Context, Halt, write_stream};
+use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::format::{Condition, Kind, Manifest, RecipientName, StreamEntry};
+use crate::repository::layout::StreamName;
+use crate::source::{BytesSource, Source};
+
+/// How often a run says that it is alive.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+/// How long removing what a failed run has written may take.
+const CLEANUP_DEADLINE: Duration = Duration::from_secs(20);
+/// The stream that describes the backup.
+pub(crate) const DETAILS: &str = "details";
+
+/// The streams that are written at once.
+pub(super) type Streams = Vec<(StreamName, Box<dyn Source>)>;
+
+/// What a run needs beside its streams.
+pub(super) struct Session {
+    pub(super) context: Arc<Context>,
+    pub(super) kind: Kind,
+    pub(super) details: serde_json::Value,
+    pub(super) warnings: Warnings,
+    pub(super) observer: Option<Arc<dyn Observer>>,
+}
+
+/// `running.json`: tells others to keep their hands off.
+#[derive(Debug, Serialize)]
+struct Running<'a> {
+    format: u32,
+    id: &'a str,
+    target: &'a str,
+    started: Timestamp,
+    heartbeat: Timestamp,
+    version: &'a str,
+}
+
+/// The stream `details`.
+#[derive(Debug, Serialize)]
+struct Details<'a> {
+    format: u32,
+    source: &'a serde_json::Value,
+    warnings: &'a [String],
+}
+
+impl Session {
+    /// Runs to the manifest; on failure removes what it has written.
+    pub(super) async fn run(&self, streams: Streams) -> Result<Manifest> {
+        let context = Arc::clone(&self.context);
+        let started = context.clock.now();
+        let written = self.write(streams, started).await;
+        match written {
+            Ok(manifest) => {
+                // Only a leftover, and not worth failing a backup that is complete.
+                if let Err(error) = context.repository.store().delete(&context.path.running()).await {
+                    tracing::warn!(%error, "cannot remove running.json");
+                }
+                Ok(manifest)
+            }
+            Err(error) => {
+                let removed = tokio::time::timeout(CLEANUP_DEADLINE, remove_all(&context)).await;
+                let removed = removed.unwrap_or_else(|_| {
+                    let message = format!("removing what was written of backup {} took too long", context.path.id);
+                    Err(Error::new(ErrorKind::Unavailable, Stage::Upload, message))
+                });
+                Err(match removed {
+                    Err(cleanup) if error.cleanup().is_none() => error.with_cleanup(cleanup),
+                    _ => error,
+                })
+            }
+        }
+    }
+
+    async fn write(&self, streams: Streams, started: Timestamp) -> Result<Manifest> {
+        let context = Arc::clone(&self.context);
+        // Also finds out, before anything is read, whether this host may write here.
+        let (payload, of) = (running(&context, started)?, Arc::clone(&context));
+        let mut begun = tokio::spawn(async move { of.repository.put_once(&of.path.running(), payload).await });
+        let begun = tokio::select! {
+            biased;
+            () = context.stop.cancelled() => {
+                // Not dropped in the middle: it could finish after everything was removed.
+                let _ = tokio::time::timeout(CLEANUP_DEADLINE, begun).await;
+                return Err(Error::cancelled(Stage::Setup));
+            }
+            begun = &mut begun => begun,
+        };
+        begun
+            .map_err(|e| Error::internal(Stage::Setup, "writing running.json panicked").with_source(e))?
+            .map_err(|e| e.at(Stage::Setup))?;
+
+        let beating = CancellationToken::new();
+        let heartbeat = tokio::spawn(keep_alive(Arc::clone(&context), started, beating.clone()));
+        let streams = self.write_streams(streams).await;
+        // Before anything is cleaned up, and not in the middle of a beat: it would come back after everything was removed.
+        beating.cancel();
+        let _ = tokio::time::timeout(CLEANUP_DEADLINE, heartbeat).await;
+        let streams = streams?;
+
+        let finished = context.clock.now();
+        let manifest = self.manifest(streams, started, finished);
+        self.unless_cancelled(check_presence(&context, &manifest)).await?;
+        let bytes = manifest
+            .encode(&context.data_key)
+            .map_err(|e| Error::internal(Stage::Commit, "the manifest cannot be written").with_source(e))?;
+        // From here on the backup may be visible: this is not cancelled any more.
+        context.repository.put_once(&context.path.manifest(), bytes.into()).await.map_err(|e| e.at(Stage::Commit))?;
+        self.tell(&Event::Committed { id: manifest.id.clone() });
+        Ok(manifest)
+    }
+
+    async fn unless_cancelled<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            () = self.context.stop.cancelled() => Err(Error::cancelled(Stage::Commit)),
+            done = work => done,
+        }
+    }
+
+    /// The streams at once, then what there is to say of them.
+    async fn write_streams(&self, streams: Streams) -> Result<Vec<StreamEntry>> {
+        let mut tasks = JoinSet::new();
+        let order: Vec<StreamName> = streams.iter().map(|(name, _)| name.clone()).collect();
+        for (name, source) in streams {
+            tasks.spawn(write_stream(Arc::clone(&self.context), name, source));
+        }
+        let mut written = Vec::with_capacity(order.len() + 1);
+        let mut first_failure = None;
+        while let Some(done) = tasks.join_next().await {
+            match done {
+                Ok(Ok(stream)) => {
+                    self.tell(&Event::StreamFinished { stream: stream.name.clone(), bytes: stream.bytes });
+                    written.push(stream);
+                }
+                Ok(Err(Halt::Failed(error))) => {
+                    first_failure.get_or_insert(error);
+                }
+                Ok(Err(Halt::Stopped)) => {}
+                Err(panic) => {
+                    self.context.stop.cancel();
+                    let error = Error::internal(Stage::Upload, "a stream's task panicked").with_source(panic);
+                    first_failure.get_or_insert(error);
+                }
+            }
+        }
+        if let Some(error) = first_failure {
+            return Err(error);
+        }
+        if written.len() < order.len() {
+            return Err(Error::cancelled(Stage::Source));
+        }
+        written.sort_by_key(|stream| order.iter().position(|name| name.as_str() == stream.name));
+        written.push(self.write_details().await?);
+        Ok(written)
+    }
+
+    async fn write_details(&self) -> Result<StreamEntry> {
+        let details = Details { format: 1, source: &self.details, warnings: &self.warnings.texts() };
+        let json = serde_json::to_vec(&details)
+            .map_err(|e| Error::internal(Stage::Commit, "the details cannot be written").with_source(e))?;
+        let source = Box::new(BytesSource::new(Bytes::from(json)));
+        let name = DETAILS.parse()?;
+        write_stream(Arc::clone(&self.context), name, source).await.map_err(|halt| match halt {
+            Halt::Failed(error) => error,
+            Halt::Stopped => Error::cancelled(Stage::Commit),
+        })
+    }
+
+    fn manifest(&self, streams: Vec<StreamEntry>, started: Timestamp, finished: Timestamp) -> Manifest {
+        let name =
+            |wrap: &crate::keys::Wrap| RecipientName { kind: wrap.kind.clone(), recipient: wrap.recipient.clone() };
+        Manifest {
+            format: 1,
+            id: self.context.path.id.to_string(),
+            target: self.context.path.target.to_string(),
+            kind: self.kind.clone(),
+            condition: Condition::Good,
+            warnings: self.warnings.count(),
+            started,
+            finished,
+            data_key: self.context.data_key.id(),
+            recipients: self.context.wraps.iter().map(name).collect(),
+            streams,
+            requires: Vec::new(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            critical: Vec::new(),
+        }
+    }
+
+    fn tell(&self, event: &Event) {
+        if let Some(observer) = &self.observer {
+            observer.event(event);
+        }
+    }
+}
+
+fn running(context: &Context, started: Timestamp) -> Result<PutPayload> {
+    let running = Running {
+        format: 1,
+        id: context.path.id.as_str(),
+        target: context.path.target.as_str(),
+        started,
+        heartbeat: context.clock.now(),
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    let json = serde_json::to_vec(&running)
+        .map_err(|e| Error::internal(Stage::Setup, "running.json cannot be written").with_source(e))?;
+    Ok(json.into())
+}
+
+/// Renews `running.json` until it is told to stop. A beat that fails is not an error: the next may succeed, and the upload itself will tell.
+async fn keep_alive(context: Arc<Context>, started: Timestamp, stop: CancellationToken) {
+    while tokio::time::timeout(HEARTBEAT, stop.cancelled()).await.is_err() {
+        let Ok(payload) = running(&context, started) else { return };
+        if let Err(error) = context.repository.store().put(&context.path.running(), payload).await {
+            tracing::warn!(%error, "cannot renew running.json");
+        }
+    }
+}
+
+/// Asks the store once more for every volume and its size, before the backup becomes visible.
+async fn check_presence(context: &Context, manifest: &Manifest) -> Result<()> {
+    let store = context.repository.store();
+    let listing = store.list(Some(&context.path.prefix()));
+    let found: std::collections::HashMap<String, u64> = listing
+        .map_ok(|meta| (meta.location.filename().unwrap_or_default().to_owned(), meta.size))
+        .try_collect()
+        .await
+        .map_err(|e| context.repository.error(e, "list", &context.path.prefix()).at(Stage::Commit))?;
+    for volume in manifest.streams.iter().flat_map(|stream| &stream.volumes) {
+        let object = context.path.named(&volume.path);
+        let problem = match found.get(&volume.path) {
+            Some(size) if *size == volume.bytes => continue,
+            Some(size) => format!("{object} has {size} bytes in the store and should have {}", volume.bytes),
+            None => format!("{object} was written and is not in the store"),
+        };
+        return Err(Error::new(ErrorKind::Storage, Stage::Commit, problem));
+    }
+    Ok(())
+}
+
+/// Removes every object of this run. The manifest goes first, should its creation have succeeded without our knowing.
+async fn remove_all(context: &Context) -> Result<()> {
+    let store = context.repository.store();
+    let failed = |e| context.repository.error(e, "remove", &context.path.prefix()).at(Stage::Upload);
+    match store.delete(&context.path.manifest()).await {
+        Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let objects = store.list(Some(&context.path.prefix())).map_ok(|meta| meta.location).boxed();
+    store.delete_stream(objects).try_for_each(|_| async { Ok(()) }).await.map_err(failed)
+}

@@ -1,0 +1,13 @@
+//! PostgreSQL: connection strings, and logical dumps out of and into a server by its own client programs.
+
+pub mod archive;
+pub mod conninfo;
+pub mod dump;
+pub mod load;
+mod loading;
+mod programs;
+mod sql;
+
+pub use conninfo::ConnInfo;
+pub use dump::{DumpDetails, DumpOptions, DumpSource};
+pub use load::{LoadOptions, LoadSink};

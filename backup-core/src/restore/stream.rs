@@ -1,0 +1,305 @@
+//! One stream of a backup on its way from the volumes to the sink.
+//!
+//! ```text
+//! fetch: volume ends ─▶ spans of records, read ahead ─▶ open: compute pool, in order ─▶ deliver: sink
+//!        └─ waits for chunk slots before it reads more
+//! ```
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::sink::Sink;
+use super::volume::{Expected, OpenVolume, Stored};
+use crate::chunk::RECORD_HEAD;
+use crate::encrypt::{DataKey, open_record};
+use crate::error::{Error, Result, Stage};
+use crate::format::{Codec, Flag, FormatError, Header, Manifest, ObjectName, Place, StreamEntry};
+use crate::pipeline::{Buffer, BufferPool, ComputePool, Counters, Limits, Pending, RestorePlan};
+use crate::repository::Repository;
+use crate::repository::layout::BackupPath;
+
+/// What is needed to read the streams of one backup.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) repository: Repository,
+    pub(super) path: BackupPath,
+    pub(super) manifest: Manifest,
+    pub(super) data_key: DataKey,
+}
+
+/// One run of restoring one stream.
+pub(super) struct StreamRestore {
+    pub(super) context: Arc<Context>,
+    pub(super) entry: StreamEntry,
+    /// Which bytes of the stream are wanted.
+    pub(super) range: Range<u64>,
+    pub(super) limits: Limits,
+    pub(super) pool: Option<ComputePool>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) cancel: CancellationToken,
+}
+
+/// What the stages that follow the first volume's header share.
+struct Machine {
+    plan: RestorePlan,
+    pool: ComputePool,
+    buffers: BufferPool,
+    slots: Arc<Semaphore>,
+}
+
+/// Records that are being read, and what is to be done with each.
+struct Span {
+    volume: Arc<OpenVolume>,
+    places: Vec<Place>,
+    /// Which part of each chunk's plaintext is wanted.
+    wanted: Vec<Range<usize>>,
+    permits: VecDeque<OwnedSemaphorePermit>,
+    records: AbortOnDropHandle<Result<Vec<Buffer>>>,
+}
+
+/// Plaintext on its way to the sink, with the memory it was admitted to.
+struct Plain {
+    buffer: Buffer,
+    wanted: Range<usize>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Plain {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer.filled()[self.wanted.clone()]
+    }
+}
+
+impl StreamRestore {
+    /// Restores into `sink` and finishes it; on any failure aborts it.
+    pub(super) async fn run(self, mut sink: Box<dyn Sink>) -> Result<u64> {
+        let restored = tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(Error::cancelled(Stage::Fetch)),
+            restored = self.transfer(sink.as_mut()) => restored,
+        };
+        // Finishing can take hours: it is when a database makes its indexes.
+        let finished = match restored {
+            Ok(bytes) => tokio::select! {
+                biased;
+                finished = sink.finish() => finished.map(|()| bytes),
+                () = self.cancel.cancelled() => Err(Error::cancelled(Stage::Sink)),
+            },
+            failed => failed,
+        };
+        match finished {
+            Ok(bytes) => Ok(bytes),
+            Err(error) => Err(match sink.abort().await {
+                Ok(()) => error,
+                Err(cleanup) => error.with_cleanup(cleanup),
+            }),
+        }
+    }
+
+    async fn transfer(&self, sink: &mut dyn Sink) -> Result<u64> {
+        // The first volume says how the stream was cut.
+        let first = self.open_volume(0, None).await?;
+        self.check_volumes(&first.header)?;
+        let plan = self.limits.for_restore(first.header.chunk_size)?;
+        let workers = std::num::NonZero::new(plan.workers).unwrap_or(std::num::NonZero::<usize>::MIN);
+        let machine = Machine {
+            plan,
+            pool: self.pool.clone().map_or_else(|| ComputePool::new(workers), Ok)?,
+            buffers: BufferPool::new(first.header.chunk_size as usize),
+            slots: Arc::new(Semaphore::new(plan.chunk_slots)),
+        };
+        let (spans_in, spans_out) = mpsc::channel(plan.chunk_slots);
+        let (plain_in, plain_out) = mpsc::channel(plan.chunk_slots);
+        let ((), (), delivered) = tokio::try_join!(
+            self.fetch(&machine, first, spans_in),
+            self.open(&machine, spans_out, plain_in),
+            self.deliver(plain_out, sink),
+        )?;
+        let wanted = self.range.end - self.range.start;
+        if delivered != wanted {
+            let message = format!("stream '{}' has {delivered} bytes and should have {wanted}", self.entry.name);
+            return Err(Error::integrity(message));
+        }
+        Ok(delivered)
+    }
+
+    /// There are as many volumes as the stream's bytes take, so that all of them are read when all bytes are.
+    fn check_volumes(&self, header: &Header) -> Result<()> {
+        let (has, bytes) = (self.entry.volumes.len() as u64, self.entry.bytes);
+        let should = bytes.div_ceil(header.volume_bytes()).max(1);
+        if has == should {
+            return Ok(());
+        }
+        let manifest = self.context.path.manifest();
+        let problem = format!("{manifest} has {has} volumes for the {bytes} bytes of stream '{}'", self.entry.name);
+        Err(Error::integrity(format!("{problem} and should have {should} (offset 0)")).at(Stage::Fetch))
+    }
+
+    async fn open_volume(&self, index: usize, first: Option<&Header>) -> Result<OpenVolume> {
+        let context = &self.context;
+        let entry = self.entry.volumes.get(index).ok_or_else(|| {
+            Error::integrity(format!("the manifest of {} has no volume {index} of '{}'", context.path, self.entry.name))
+        })?;
+        let stored = Stored {
+            repository: context.repository.clone(),
+            path: context.path.named(&entry.path),
+            entry: entry.clone(),
+        };
+        let expected = Expected {
+            name: ObjectName::Backup {
+                target: context.path.target.to_string(),
+                backup: context.path.id.to_string(),
+                stream: self.entry.name.clone(),
+            },
+            stream_id: &self.entry.stream_id,
+            data_key_id: &context.manifest.data_key,
+            volume: u32::try_from(index).unwrap_or(u32::MAX),
+            last: index + 1 == self.entry.volumes.len(),
+            first,
+        };
+        let volume = stored.open(&expected, &context.data_key).await?;
+        let volume_bytes = volume.header.volume_bytes();
+        let should = self.entry.bytes.saturating_sub(index as u64 * volume_bytes).min(volume_bytes);
+        let has: u64 = volume.places.iter().map(|place| place.plain_len as u64).sum();
+        if has != should {
+            let problem = format!("{} holds {has} bytes of its stream and should hold {should}", volume.stored.path);
+            return Err(Error::integrity(format!("{problem} (offset 0)")).at(Stage::Fetch));
+        }
+        Ok(volume)
+    }
+
+    /// Reads records ahead, as far as there are slots for them.
+    async fn fetch(&self, machine: &Machine, first: OpenVolume, spans: mpsc::Sender<Span>) -> Result<()> {
+        let header = first.header.clone();
+        let volume_bytes = header.volume_bytes();
+        let from = usize::try_from(self.range.start / volume_bytes).unwrap_or(usize::MAX);
+        let mut first = Some(first);
+        for index in from..self.entry.volumes.len() {
+            let begins = index as u64 * volume_bytes;
+            if begins >= self.range.end && index > from {
+                break;
+            }
+            let volume = match first.take().filter(|_| index == 0) {
+                Some(volume) => volume,
+                None => self.open_volume(index, Some(&header)).await?,
+            };
+            if !self.fetch_volume(machine, Arc::new(volume), begins, &spans).await? {
+                // The next stage failed, and its error is the one to tell.
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    async fn fetch_volume(
+        &self,
+        machine: &Machine,
+        volume: Arc<OpenVolume>,
+        begins: u64,
+        spans: &mpsc::Sender<Span>,
+    ) -> Result<bool> {
+        let chunk_size = u64::from(volume.header.chunk_size);
+        let wanted = |place: &Place| {
+            let at = begins + place.counter * chunk_size;
+            let clip = |x: u64| usize::try_from(x.saturating_sub(at)).unwrap_or(usize::MAX).min(place.plain_len);
+            clip(self.range.start)..clip(self.range.end)
+        };
+        // The wanted chunks stand together.
+        let from = volume.places.partition_point(|place| {
+            wanted(place).is_empty() && begins + place.counter * chunk_size < self.range.start
+        });
+        let len = volume.places[from..].partition_point(|place| !wanted(place).is_empty());
+        for places in volume.places[from..from + len].chunks(machine.plan.span_chunks) {
+            let mut permits = VecDeque::with_capacity(places.len());
+            for _ in places {
+                let permit = self.counters.at_end(Arc::clone(&machine.slots).acquire_owned()).await;
+                permits.push_back(permit.map_err(|_| Error::internal(Stage::Fetch, "the slots were closed"))?);
+            }
+            let (stored, buffers, of) = (volume.stored.clone(), machine.buffers.clone(), places.to_vec());
+            let records = tokio::spawn(async move { stored.records(&of, &buffers).await });
+            let span = Span {
+                volume: Arc::clone(&volume),
+                places: places.to_vec(),
+                wanted: places.iter().map(wanted).collect(),
+                permits,
+                records: AbortOnDropHandle::new(records),
+            };
+            if spans.send(span).await.is_err() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Hands records to the compute pool, in the stream's order.
+    async fn open(
+        &self,
+        machine: &Machine,
+        mut spans: mpsc::Receiver<Span>,
+        plain: mpsc::Sender<Pending<Result<Plain>>>,
+    ) -> Result<()> {
+        while let Some(mut span) = spans.recv().await {
+            let records = self.counters.at_store(&mut span.records).await;
+            let records =
+                records.map_err(|e| Error::internal(Stage::Fetch, "a fetching task panicked").with_source(e))??;
+            for ((record, place), wanted) in records.into_iter().zip(&span.places).zip(span.wanted) {
+                let Some(permit) = span.permits.pop_front() else { break };
+                self.counters.add_transferred(place.record_len());
+                let (volume, buffers, place) = (Arc::clone(&span.volume), machine.buffers.clone(), *place);
+                let job = machine.pool.run(move |workspace| {
+                    let buffer = open_chunk(&volume, place, record, &buffers, workspace)
+                        .map_err(|e| volume.stored.damaged(place.offset, e))?;
+                    Ok(Plain { buffer, wanted, _permit: permit })
+                });
+                if plain.send(job).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn deliver(&self, mut plain: mpsc::Receiver<Pending<Result<Plain>>>, sink: &mut dyn Sink) -> Result<u64> {
+        let mut delivered = 0;
+        while let Some(job) = plain.recv().await {
+            let data = Bytes::from_owner(job.wait().await??);
+            delivered += data.len() as u64;
+            self.counters.add_plain(data.len());
+            sink.write(data).await?;
+        }
+        Ok(delivered)
+    }
+}
+
+/// Opens and decompresses one record; with codec `none` it is opened where it lies.
+fn open_chunk(
+    volume: &OpenVolume,
+    place: Place,
+    mut record: Buffer,
+    buffers: &BufferPool,
+    workspace: &mut crate::pipeline::Workspace,
+) -> Result<Buffer, FormatError> {
+    let bytes = &mut record.slab_mut()[..place.record_len()];
+    open_record(&volume.key, place.counter, &[Flag::Data], bytes, place.content_len)?;
+    match volume.header.codec {
+        Codec::None => {
+            record.set_len(place.plain_len);
+            Ok(record)
+        }
+        Codec::Zstd => {
+            let frame = &record.slab_mut()[RECORD_HEAD..RECORD_HEAD + place.content_len];
+            let mut plain = buffers.lease();
+            let out = &mut plain.spare()[..place.plain_len];
+            let bad = |_| FormatError::Frame { chunk: place.counter, expected: place.plain_len };
+            workspace.decompressor().decompress(frame, out).map_err(bad)?;
+            plain.advance(place.plain_len);
+            Ok(plain)
+        }
+    }
+}

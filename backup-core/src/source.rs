@@ -1,0 +1,68 @@
+//! Where the data to back up comes from.
+
+use std::fmt;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+
+use crate::error::Result;
+use crate::pipeline::Buffer;
+
+pub mod command;
+pub mod directory;
+pub mod memory;
+pub mod reader;
+pub mod stream;
+
+pub use command::{CommandOptions, CommandSource, LineCallback};
+pub use directory::{DirectoryOptions, DirectorySource, DirectoryWarning, FilesIndexSource, WarningCallback};
+pub use memory::BytesSource;
+pub use reader::ReaderSource;
+pub use stream::StreamSource;
+
+/// A stream of bytes to back up.
+///
+/// Implementations are asked for one [`Piece`] after the other. Cutting pieces into chunks is the pipeline's work;
+/// pieces may have any size but zero.
+pub trait Source: Send + fmt::Debug {
+    /// The next piece, or `None` at the end of the stream. Not called again after `None` or an error.
+    ///
+    /// `buffer` is an empty buffer of one chunk's capacity that belongs to the pipeline's memory budget. A source that reads
+    /// should read into it ([`Buffer::spare`], [`Buffer::advance`]), as full as it can, and give it back as
+    /// [`Piece::Buffer`]: such bytes are never copied. A source that already holds its data as [`Bytes`] returns those and drops
+    /// the buffer.
+    ///
+    /// The end of the stream is a promise that the data is complete: a source that cannot be sure (a command that has not
+    /// been waited for) must not return `None`.
+    ///
+    /// Cancel safety: none is needed. A source whose future was dropped is dropped next.
+    fn next(&mut self, buffer: Buffer) -> BoxFuture<'_, Result<Option<Piece>>>;
+}
+
+/// Some bytes from a [`Source`].
+#[derive(Debug)]
+pub enum Piece {
+    /// The pipeline's own buffer, filled.
+    Buffer(Buffer),
+    /// Bytes that were there before; shared, not copied.
+    Bytes(Bytes),
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::pipeline::BufferPool;
+
+    /// The pieces of a whole stream, read with buffers of `chunk_size`.
+    pub(crate) async fn read_all(source: &mut dyn Source, chunk_size: usize) -> Result<Vec<Vec<u8>>> {
+        let pool = BufferPool::new(chunk_size);
+        let mut pieces = Vec::new();
+        while let Some(piece) = source.next(pool.lease()).await? {
+            pieces.push(match piece {
+                Piece::Buffer(buffer) => buffer.filled().to_vec(),
+                Piece::Bytes(bytes) => bytes.to_vec(),
+            });
+        }
+        Ok(pieces)
+    }
+}

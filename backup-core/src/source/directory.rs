@@ -1,0 +1,155 @@
+//! A directory as a tar stream, and the index of that stream as another.
+//!
+//! Both come from one walk: the tar goes through a reader thread like any other input, and the index leaves the same thread by a
+//! bounded channel. So the two streams must be read at the same time.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use rustix::fs::{Mode, OFlags};
+use tokio::sync::mpsc;
+
+use super::reader::{ReaderSource, source_error};
+use super::{Piece, Source};
+use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::pipeline::Buffer;
+
+mod index;
+mod tar;
+mod walk;
+
+pub use index::{EntryKind, FileEntry};
+
+use index::IndexWriter;
+use tar::TarInput;
+use walk::Walk;
+
+/// Index pieces that wait to be read, each of about 64 KiB.
+const INDEX_PIECES: usize = 2;
+
+/// Receives what went wrong with single files, of a backup or of a restore, that are left out or not quite what they were.
+pub type WarningCallback = Box<dyn FnMut(DirectoryWarning) + Send>;
+
+/// How a directory is read.
+#[derive(Default)]
+#[non_exhaustive]
+pub struct DirectoryOptions {
+    /// Receives warnings; they are logged by default.
+    pub on_warning: Option<WarningCallback>,
+}
+
+/// One file that is not in the backup, or not restored, as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectoryWarning {
+    /// The file, relative to the directory.
+    pub path: PathBuf,
+    /// What happened, in words.
+    pub what: String,
+}
+
+/// A directory as a tar stream, in the order of the names' bytes.
+///
+/// Holds regular files, directories, symbolic and hard links with their modes, numeric owners and times in seconds. Pipes, sockets
+/// and devices are left out with a warning, and so is what vanishes while the directory is read. A file keeps the size that it had
+/// when it was opened: if it shrinks meanwhile, zeros follow, with a warning. What cannot be read is an error. Extended attributes,
+/// access lists and the fractions of seconds are not kept (the index has those), and holes become zeros.
+///
+/// Memory is needed for the names in the directories on the path to the current file, and for each file that has hard links not
+/// seen yet; not for the tree.
+pub struct DirectorySource(ReaderSource);
+
+/// The index of the tar stream: a [`FileEntry`] in JSON per line, in the same order.
+///
+/// Read it while the tar is read. If it is dropped, the tar goes on without.
+pub struct FilesIndexSource {
+    pieces: mpsc::Receiver<IndexPiece>,
+    ended: bool,
+}
+
+enum IndexPiece {
+    Lines(Bytes),
+    /// The walk is complete. A channel that closes without it belongs to a walk that failed.
+    End,
+}
+
+impl DirectorySource {
+    /// Opens `path`, and makes the two streams.
+    ///
+    /// # Errors
+    /// `Source` when it cannot be opened or is no directory.
+    pub fn new(path: impl AsRef<Path>, options: DirectoryOptions) -> Result<(Self, FilesIndexSource)> {
+        let path = path.as_ref();
+        let root =
+            open_directory(path).map_err(|e| source_error(format!("cannot open {}", path.display()), e.into()))?;
+        let (sender, pieces) = mpsc::channel(INDEX_PIECES);
+        let warn = options.on_warning.unwrap_or_else(|| {
+            Box::new(|DirectoryWarning { path, what }| tracing::warn!(path = %path.display(), "{what}"))
+        });
+        let input = TarInput::new(Walk::new(root)?, IndexWriter::new(sender), warn);
+        Ok((Self(ReaderSource::from_input(input)?), FilesIndexSource { pieces, ended: false }))
+    }
+}
+
+impl Source for DirectorySource {
+    fn next(&mut self, buffer: Buffer) -> BoxFuture<'_, Result<Option<Piece>>> {
+        self.0.next(buffer)
+    }
+}
+
+impl FilesIndexSource {
+    async fn pull(&mut self) -> Result<Option<Piece>> {
+        if self.ended {
+            return Ok(None);
+        }
+        match self.pieces.recv().await {
+            Some(IndexPiece::Lines(lines)) => Ok(Some(Piece::Bytes(lines))),
+            Some(IndexPiece::End) => {
+                self.ended = true;
+                Ok(None)
+            }
+            None => Err(Error::new(ErrorKind::Source, Stage::Source, "the directory was not read to its end")),
+        }
+    }
+}
+
+impl Source for FilesIndexSource {
+    fn next(&mut self, buffer: Buffer) -> BoxFuture<'_, Result<Option<Piece>>> {
+        drop(buffer);
+        self.pull().boxed()
+    }
+}
+
+impl fmt::Debug for DirectorySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("DirectorySource").field(&self.0).finish()
+    }
+}
+
+impl fmt::Debug for FilesIndexSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FilesIndexSource").field("ended", &self.ended).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for DirectoryOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DirectoryOptions").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for DirectoryWarning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.what)
+    }
+}
+
+fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,252 @@
+//! The pipeline there and back, in memory.
+
+use std::num::NonZero;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::{ObjectStoreExt, PutPayload};
+use proptest::prelude::*;
+
+use crate::compress::Compression;
+use crate::encrypt::{Suite, random};
+use crate::keys::age::AgeIdentity;
+use crate::keys::{Identity, Recipient};
+use crate::pipeline::{Backup, BackupHandle, Buffer, Limits};
+use crate::repository::Repository;
+use crate::repository::layout::BackupPath;
+use crate::restore::{MemorySink, OpenBackup};
+use crate::source::{BytesSource, Piece, Source};
+use crate::{Error, ErrorKind, Result, Stage};
+
+/// Gives the pieces it was made with, then ends as it was told.
+#[derive(Debug)]
+struct Pieces(std::vec::IntoIter<Bytes>, bool);
+
+impl Source for Pieces {
+    fn next(&mut self, mut buffer: Buffer) -> futures::future::BoxFuture<'_, Result<Option<Piece>>> {
+        Box::pin(async move {
+            match self.0.next() {
+                Some(piece) if piece.len() <= buffer.capacity() && piece[0] % 2 == 0 => {
+                    buffer.fill_from(&piece);
+                    Ok(Some(Piece::Buffer(buffer)))
+                }
+                Some(piece) => Ok(Some(Piece::Bytes(piece))),
+                None if self.1 => Ok(None),
+                None => Err(Error::new(ErrorKind::Source, Stage::Source, "failed on purpose")),
+            }
+        })
+    }
+}
+
+fn small_limits(part_bytes: usize) -> Limits {
+    Limits {
+        memory_bytes: Some(16 << 20),
+        workers: NonZero::new(2).unwrap(),
+        part_bytes,
+        chunk_size: 4096,
+        volume_chunks: 3,
+    }
+}
+
+struct World {
+    repository: Repository,
+    identity: Arc<AgeIdentity>,
+}
+
+impl World {
+    async fn new() -> Self {
+        Self { repository: Repository::in_memory().await.unwrap(), identity: Arc::new(AgeIdentity::generate()) }
+    }
+
+    fn backup(&self) -> Backup {
+        let recipient: Arc<dyn Recipient> = Arc::new(self.identity.recipients().remove(0));
+        Backup::new(self.repository.clone(), "app".parse().unwrap()).recipient(recipient).limits(small_limits(5000))
+    }
+
+    async fn run(&self, handle: BackupHandle) -> Result<BackupPath> {
+        let target: crate::repository::layout::TargetName = "app".parse()?;
+        let path = target.backup(handle.id());
+        handle.wait().await.map(|_| path)
+    }
+
+    async fn open(&self, path: &BackupPath) -> Result<OpenBackup> {
+        let identities: [Arc<dyn Identity>; 1] = [Arc::clone(&self.identity) as _];
+        OpenBackup::open(&self.repository, path, &identities).await
+    }
+
+    async fn read(&self, path: &BackupPath, range: std::ops::Range<u64>) -> Result<Vec<u8>> {
+        let sink = MemorySink::new(1 << 30);
+        let restore = self.open(path).await?.restore("data")?.range(range).limits(small_limits(5000));
+        restore.into(sink.clone()).wait().await?;
+        Ok(sink.take().expect("a finished sink is complete"))
+    }
+
+    async fn objects(&self) -> Vec<object_store::path::Path> {
+        self.repository.store().list(None).map_ok(|meta| meta.location).try_collect().await.unwrap()
+    }
+}
+
+fn bytes(len: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(len + 64);
+    while out.len() < len {
+        out.extend_from_slice(&random::bytes::<32>());
+        out.extend_from_slice(&[b'x'; 32]);
+    }
+    out.truncate(len);
+    out
+}
+
+#[tokio::test]
+async fn streams_of_every_critical_length_come_back() {
+    let world = World::new().await;
+    // Chunks of 4096, volumes of 3: nothing, one byte, around a chunk, around a volume, several volumes.
+    for len in [0, 1, 4095, 4096, 4097, 12_287, 12_288, 12_289, 24_576, 50_000] {
+        for compression in [Compression::Zstd(3), Compression::None] {
+            let data = bytes(len);
+            let backup =
+                world.backup().compression(compression).stream("data".parse().unwrap(), BytesSource::new(data.clone()));
+            let path = world.run(backup.start().unwrap()).await.unwrap();
+            let all = world.read(&path, 0..u64::MAX).await.unwrap();
+            assert!(all == data, "{len} {compression:?}");
+            let manifest = world.open(&path).await.unwrap().manifest().clone();
+            assert_eq!(manifest.stream("data").unwrap().volumes.len(), len.div_ceil(12_288).max(1));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_keeps_what_it_is_sent_does_not_starve_the_backup() {
+    let world = World::new().await;
+    let data = bytes(4 << 20);
+    for (compression, memory_bytes) in [(Compression::None, 64 << 10), (Compression::Zstd(3), 4 << 20)] {
+        let limits = Limits { memory_bytes: Some(memory_bytes), volume_chunks: 10_000, ..small_limits(5000) };
+        let backup = world.backup().limits(limits).compression(compression);
+        let handle = backup.stream("data".parse().unwrap(), BytesSource::new(data.clone())).start().unwrap();
+        let path = tokio::time::timeout(Duration::from_secs(60), world.run(handle)).await.expect("it ends").unwrap();
+        assert!(world.read(&path, 0..u64::MAX).await.unwrap() == data);
+    }
+}
+
+#[tokio::test]
+async fn any_byte_range_can_be_read_alone() {
+    let world = World::new().await;
+    let data = bytes(50_000);
+    let backup = world.backup().stream("data".parse().unwrap(), BytesSource::new(data.clone()));
+    let path = world.run(backup.start().unwrap()).await.unwrap();
+    for range in [0..0, 0..1, 4095..4097, 12_287..12_289, 30_000..50_000, 49_999..50_000, 50_000..60_000] {
+        let wanted = &data[range.start..range.end.min(data.len())];
+        let read = world.read(&path, range.start as u64..range.end as u64).await.unwrap();
+        assert!(read == wanted, "{range:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_source_that_fails_leaves_no_object() {
+    let world = World::new().await;
+    let before = world.objects().await;
+    for pieces in [0, 1, 100] {
+        let pieces = vec![Bytes::from(bytes(4000)); pieces].into_iter();
+        let backup = world.backup().stream("data".parse().unwrap(), Pieces(pieces, false));
+        let error = world.run(backup.start().unwrap()).await.unwrap_err();
+        assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Source, "failed on purpose"));
+        assert_eq!(world.objects().await, before);
+    }
+}
+
+#[tokio::test]
+async fn one_failing_stream_stops_the_others() {
+    #[derive(Debug)]
+    struct Silent;
+    impl Source for Silent {
+        fn next(&mut self, _: Buffer) -> futures::future::BoxFuture<'_, Result<Option<Piece>>> {
+            Box::pin(std::future::pending())
+        }
+    }
+    let world = World::new().await;
+    let backup = world
+        .backup()
+        .stream("silent".parse().unwrap(), Silent)
+        .stream("data".parse().unwrap(), Pieces(vec![].into_iter(), false));
+    assert_eq!(world.run(backup.start().unwrap()).await.unwrap_err().to_string(), "failed on purpose");
+
+    let handle = world.backup().stream("silent".parse().unwrap(), Silent).start().unwrap();
+    handle.cancel();
+    assert_eq!(handle.wait().await.unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(world.objects().await.len(), 1);
+}
+
+#[tokio::test]
+async fn every_flipped_byte_of_every_object_is_found() {
+    let world = World::new().await;
+    let data = bytes(14_000);
+    let backup = world.backup().stream("data".parse().unwrap(), BytesSource::new(data));
+    let path = world.run(backup.start().unwrap()).await.unwrap();
+    let store = world.repository.store();
+    for object in world.objects().await.into_iter().filter(|o| o.as_ref() != "repository.json") {
+        let good = store.get(&object).await.unwrap().bytes().await.unwrap();
+        for at in (0..good.len()).step_by(7) {
+            let mut bad = good.to_vec();
+            bad[at] ^= 1 << (at % 8);
+            store.put(&object, PutPayload::from(bad)).await.unwrap();
+            let restored = async {
+                world.open(&path).await?.details().await?;
+                world.read(&path, 0..u64::MAX).await
+            };
+            let error = restored.await.expect_err(&format!("{object} at {at}"));
+            assert_eq!(error.kind(), ErrorKind::Integrity, "{object} at {at}: {error:?}");
+            assert!(error.to_string().contains(object.as_ref()), "{object} at {at}: {error:?}");
+            assert!(error.to_string().contains("offset"), "{object} at {at}: {error:?}");
+        }
+        store.put(&object, PutPayload::from(good)).await.unwrap();
+    }
+}
+
+#[test]
+fn options_that_cannot_be_right_are_refused_before_anything_is_touched() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let world = World::new().await;
+        let stream = || BytesSource::new("x");
+        let name = |name: &str| name.parse().unwrap();
+        let refused = [
+            world.backup(),
+            world.backup().stream(name("details"), stream()),
+            world.backup().stream(name("a"), stream()).stream(name("a"), stream()),
+            world.backup().stream(name("a"), stream()).compression(Compression::Zstd(20)),
+            Backup::new(world.repository.clone(), "app".parse().unwrap()).stream(name("a"), stream()),
+        ];
+        for backup in refused {
+            backup.start().unwrap_err();
+        }
+        assert_eq!(world.objects().await.len(), 1);
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn bytes_come_back_however_they_are_cut(
+        lens in proptest::collection::vec(1usize..9000, 0..12),
+        part_bytes in 100usize..30_000,
+        chacha in any::<bool>(),
+        level in prop::option::of(-7i32..5),
+    ) {
+        let pieces: Vec<Bytes> = lens.iter().map(|len| bytes(*len).into()).collect();
+        let all = pieces.concat();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let restored = runtime.block_on(async {
+            let world = World::new().await;
+            let backup = world
+                .backup()
+                .limits(small_limits(part_bytes))
+                .suite(if chacha { Suite::ChaCha20Poly1305 } else { Suite::Aes256Gcm })
+                .compression(level.map_or(Compression::None, Compression::Zstd))
+                .stream("data".parse().unwrap(), Pieces(pieces.into_iter(), true));
+            let path = world.run(backup.start().unwrap()).await.unwrap();
+            world.read(&path, 0..u64::MAX).await.unwrap()
+        });
+        prop_assert!(restored == all);
+    }
+}

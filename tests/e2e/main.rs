@@ -1,0 +1,15 @@
+//! The program with real parts: pipes, processes, PostgreSQL, S3, files.
+
+mod commands;
+mod configuration;
+mod decoder;
+mod directory;
+mod keys;
+mod output;
+mod postgres;
+mod s3;
+mod secrecy;
+mod streams;
+
+/// The program.
+const BACKUP: &str = env!("CARGO_BIN_EXE_backup-under-test");

@@ -1,0 +1,10 @@
+//! What can go wrong, made to go wrong: damaged objects, kills, signals, full disks, stores that fail and stores that lie.
+
+mod damage;
+mod disk;
+mod interrupted;
+mod killed;
+mod store;
+
+/// The program.
+const BACKUP: &str = env!("CARGO_BIN_EXE_backup-under-test");

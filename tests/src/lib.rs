@@ -1,0 +1,9 @@
+//! What the tests share: the program on a machine of its own, the library in an embedder's hands, and real parts around them.
+
+pub mod data;
+pub mod decoder;
+pub mod embedder;
+pub mod host;
+pub mod postgres;
+pub mod s3;
+pub mod volume;

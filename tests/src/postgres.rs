@@ -1,0 +1,110 @@
+//! A throwaway PostgreSQL, one for each process of tests.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use crate::host::Host;
+
+/// A running cluster, reached by a Unix socket. It ends with this process, however that ends.
+#[derive(Debug)]
+pub struct Cluster {
+    programs: PathBuf,
+    directory: PathBuf,
+}
+
+impl Cluster {
+    /// The cluster of this process, started at the first call.
+    ///
+    /// # Panics
+    /// When there is no PostgreSQL; the message names the script that installs it.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Cluster> = OnceLock::new();
+        SHARED.get_or_init(Self::start)
+    }
+
+    fn start() -> Self {
+        let programs = PathBuf::from(pg_cluster(&["bindir"]).trim_end());
+        // Short, and not below a directory that only we may enter: a socket's name has 107 bytes, and the server may run as another user.
+        let directory = PathBuf::from(format!("/tmp/backup-test-pg.{}", std::process::id()));
+        let pid = std::process::id().to_string();
+        pg_cluster(&["start", "--while", &pid, &directory.to_string_lossy()]);
+        Self { programs, directory }
+    }
+
+    /// Makes `host` a client: this server's programs come first in its `PATH`, and libpq's environment leads to the server.
+    pub fn serve(&self, host: &mut Host) {
+        let path = std::env::var("PATH").unwrap_or_default();
+        host.set("PATH", format!("{}:{path}", self.programs.display()));
+        for (name, value) in self.environment() {
+            host.set(name, value);
+        }
+    }
+
+    fn environment(&self) -> [(&'static str, String); 3] {
+        let directory = self.directory.display().to_string();
+        [("PGHOST", directory), ("PGPORT", "5432".to_owned()), ("PGUSER", "postgres".to_owned())]
+    }
+
+    /// One of the server's programs, connected.
+    pub fn program(&self, name: &str) -> Command {
+        let mut command = Command::new(self.programs.join(name));
+        command.envs(self.environment()).env("PGTZ", "UTC");
+        command
+    }
+
+    /// Runs SQL; returns what it selects, a line for each row, columns separated by `|`.
+    ///
+    /// # Panics
+    /// When the server refuses it.
+    pub fn sql(&self, database: &str, sql: &str) -> String {
+        let mut command = self.program("psql");
+        command.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-f", "-", "-d", database]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("psql starts");
+        child.stdin.take().expect("it was piped").write_all(sql.as_bytes()).expect("psql reads its input");
+        let output = child.wait_with_output().expect("psql ends");
+        assert!(output.status.success(), "psql -d {database}: {}", output.status);
+        String::from_utf8(output.stdout).expect("text").trim_end().to_owned()
+    }
+
+    /// Makes an empty database.
+    pub fn create(&self, database: &str) {
+        self.sql("postgres", &format!("CREATE DATABASE \"{database}\""));
+    }
+
+    /// The names of all databases but those that come with the server.
+    pub fn databases(&self) -> Vec<String> {
+        let names = self.sql(
+            "postgres",
+            "SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres' ORDER BY 1",
+        );
+        names.lines().map(str::to_owned).collect()
+    }
+
+    /// The database as SQL, with `arguments` to `pg_dump`; without the random token that newer releases put around it.
+    pub fn dump(&self, database: &str, arguments: &[&str]) -> String {
+        let output = self
+            .program("pg_dump")
+            .arg("--encoding=UTF8")
+            .args(arguments)
+            .arg("-d")
+            .arg(database)
+            .output()
+            .expect("pg_dump starts");
+        assert!(output.status.success(), "pg_dump {database}: {}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        let token = |line: &&str| line.starts_with("\\restrict ") || line.starts_with("\\unrestrict ");
+        text.lines().filter(|line| !token(line)).flat_map(|line| [line, "\n"]).collect()
+    }
+}
+
+/// Runs `scripts/pg-cluster`; returns its standard output.
+fn pg_cluster(arguments: &[&str]) -> String {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/pg-cluster");
+    let output = Command::new(&script).args(arguments).stdin(Stdio::null()).output();
+    let output = output.unwrap_or_else(|e| panic!("cannot run {}: {e}", script.display()));
+    // It says itself what is missing and which script installs it.
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}

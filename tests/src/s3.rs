@@ -1,0 +1,408 @@
+//! An S3 server in this process, on a port of its own: it checks signatures and conditions, remembers requests, and fails on demand.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::header::{CONTENT_LENGTH, HOST, HeaderMap, IF_NONE_MATCH, RANGE};
+use hyper::http::response::Parts;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use s3s::auth::SimpleAuth;
+use s3s::host::{S3Host, VirtualHost};
+use s3s::service::{S3Service, S3ServiceBuilder};
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+
+use crate::host::{Host, files_below};
+
+/// The bucket that every server begins with.
+pub const BUCKET: &str = "backups";
+/// Who may use it.
+pub const ACCESS_KEY: &str = "AKIDEXAMPLE";
+/// The secret of [`ACCESS_KEY`].
+pub const SECRET_KEY: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
+/// With this domain as proxied host, the bucket stands before it: `backups.s3.test`.
+pub const DOMAIN: &str = "s3.test";
+
+type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// A running server with one empty bucket.
+#[derive(Debug)]
+pub struct S3 {
+    address: SocketAddr,
+    root: TempDir,
+    shared: Arc<Shared>,
+    runtime: Option<Runtime>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    rules: Mutex<Vec<Rule>>,
+    requests: Mutex<Vec<Recorded>>,
+    reading: AtomicUsize,
+    reading_max: AtomicUsize,
+    root: PathBuf,
+    /// The store beneath looks first and writes then; with this in between, of two creators one wins.
+    creating: tokio::sync::Mutex<()>,
+}
+
+/// A request that came, whatever became of it.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    /// `PUT`, …
+    pub method: String,
+    /// Path and query.
+    pub target: String,
+    /// Bytes of its body.
+    pub len: u64,
+    /// All of its headers.
+    pub headers: HeaderMap,
+}
+
+impl Recorded {
+    /// Whether it asks for a part of an object.
+    pub fn is_ranged(&self) -> bool {
+        self.method == "GET" && self.headers.contains_key(RANGE)
+    }
+
+    /// Whether it brings a part of a multipart upload.
+    pub fn is_part(&self) -> bool {
+        self.method == "PUT" && self.target.contains("partNumber=")
+    }
+}
+
+/// What goes wrong with a request.
+#[derive(Debug, Clone, Copy)]
+pub enum Fault {
+    /// It is answered with this status, and not performed.
+    Status(u16),
+    /// The connection is reset, and it is not performed.
+    Reset,
+    /// It is performed, and the connection is reset instead of an answer.
+    LoseAnswer,
+    /// It is performed; the answer ends in the middle of its body.
+    Truncate,
+    /// It is performed; one byte in the middle of the answer's body is another.
+    Corrupt,
+    /// It is performed; the answer's body takes this long.
+    Slow(Duration),
+    /// It is performed after so long.
+    Delay(Duration),
+    /// Its condition is ignored: what exists is replaced.
+    IgnoreCondition,
+}
+
+/// Which requests go wrong, and how.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    fault: Fault,
+    method: &'static str,
+    contains: String,
+    skip: usize,
+    times: usize,
+    struck: usize,
+}
+
+impl Rule {
+    /// Every request whose method is `method` and whose path or query contains `contains` goes wrong.
+    pub fn new(fault: Fault, method: &'static str, contains: impl Into<String>) -> Self {
+        Self { fault, method, contains: contains.into(), skip: 0, times: usize::MAX, struck: 0 }
+    }
+
+    /// Not the first `n` of them.
+    #[must_use]
+    pub fn after(mut self, n: usize) -> Self {
+        self.skip = n;
+        self
+    }
+
+    /// Only so many.
+    #[must_use]
+    pub fn times(mut self, n: usize) -> Self {
+        self.times = n;
+        self
+    }
+
+    fn strikes(&mut self, request: &Recorded) -> bool {
+        if request.method != self.method || !request.target.contains(&self.contains) || self.times == 0 {
+            return false;
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return false;
+        }
+        self.times -= 1;
+        self.struck += 1;
+        true
+    }
+}
+
+impl S3 {
+    /// Starts a server.
+    pub fn start() -> Self {
+        let root = tempfile::Builder::new().prefix("backup-test-s3.").tempdir().expect("a temporary directory");
+        std::fs::create_dir(root.path().join(BUCKET)).expect("a bucket");
+        let mut service = S3ServiceBuilder::new(s3s_fs::FileSystem::new(root.path()).expect("a directory to serve"));
+        service.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+        service.set_host(BucketInHost);
+        let (service, shared) =
+            (service.build(), Arc::new(Shared { root: root.path().to_owned(), ..Shared::default() }));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        listener.set_nonblocking(true).expect("sockets can be");
+        runtime.spawn(accept(listener, service, Arc::clone(&shared)));
+        Self { address, root, shared, runtime: Some(runtime) }
+    }
+
+    /// `http://127.0.0.1:port`.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Makes `host` a client, with credentials, and its repository a prefix of the bucket.
+    pub fn serve(&self, host: &mut Host) {
+        host.set("BACKUP_REPO", format!("s3://{BUCKET}/some/prefix"));
+        host.set("AWS_ENDPOINT_URL", self.endpoint());
+        host.set("AWS_ACCESS_KEY_ID", ACCESS_KEY);
+        host.set("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
+        host.set("AWS_REGION", "eu-central-1");
+        host.set("AWS_EC2_METADATA_DISABLED", "true");
+    }
+
+    /// The keys of all objects.
+    pub fn objects(&self) -> Vec<String> {
+        files_below(&self.root.path().join(BUCKET))
+    }
+
+    /// An object's contents.
+    pub fn object(&self, key: &str) -> Vec<u8> {
+        std::fs::read(self.root.path().join(BUCKET).join(key)).expect("an object")
+    }
+
+    /// What is left of multipart uploads that were neither completed nor aborted.
+    pub fn unfinished(&self) -> Vec<String> {
+        files_below(self.root.path()).into_iter().filter(|name| name.starts_with(".upload")).collect()
+    }
+
+    /// All requests since the start or the last call.
+    pub fn take_requests(&self) -> Vec<Recorded> {
+        std::mem::take(&mut *lock(&self.shared.requests))
+    }
+
+    /// The most requests that read an object at once.
+    pub fn reading_max(&self) -> usize {
+        self.shared.reading_max.load(Ordering::Relaxed)
+    }
+
+    /// From now on, requests go wrong as `rule` says. Of several rules the first that fits counts.
+    pub fn inject(&self, rule: Rule) {
+        lock(&self.shared.rules).push(rule);
+    }
+
+    /// Whether any rule has struck.
+    pub fn has_struck(&self) -> bool {
+        lock(&self.shared.rules).iter().any(|rule| rule.struck > 0)
+    }
+
+    /// All goes well again.
+    ///
+    /// # Panics
+    /// When a rule has not struck as often as it should have, or never: the test would prove nothing.
+    pub fn heal(&self) {
+        for rule in std::mem::take(&mut *lock(&self.shared.rules)) {
+            assert!(rule.struck > 0 && (rule.times == 0 || rule.times > usize::MAX / 2), "{rule:?}");
+        }
+    }
+}
+
+impl Drop for S3 {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Tests may be async, where waiting for it would panic.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// The bucket in the path, unless the host is below [`DOMAIN`].
+struct BucketInHost;
+
+impl S3Host for BucketInHost {
+    fn parse_host_header<'a>(&'a self, host: &'a str) -> s3s::S3Result<VirtualHost<'a>> {
+        let bucket = host.strip_suffix(DOMAIN).and_then(|rest| rest.strip_suffix('.'));
+        Ok(match bucket {
+            Some(bucket) => VirtualHost::new(DOMAIN).with_bucket(bucket),
+            None => VirtualHost::new(host),
+        })
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nobody panics with it")
+}
+
+async fn accept(listener: std::net::TcpListener, service: S3Service, shared: Arc<Shared>) {
+    let listener = TcpListener::from_std(listener).expect("a listening socket");
+    while let Ok((stream, _)) = listener.accept().await {
+        tokio::spawn(serve(stream, service.clone(), Arc::clone(&shared)));
+    }
+}
+
+async fn serve(stream: TcpStream, service: S3Service, shared: Arc<Shared>) {
+    // A second handle, to say how the connection is to be closed.
+    let Ok(socket) = stream.as_fd().try_clone_to_owned() else { return };
+    let socket = Arc::new(socket);
+    let answer = service_fn(move |request| {
+        let (service, shared, socket) = (service.clone(), Arc::clone(&shared), Arc::clone(&socket));
+        async move { shared.answer(request, service, &socket).await }
+    });
+    // Fails with every fault that breaks the connection.
+    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+}
+
+impl Shared {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        service: S3Service,
+        socket: &OwnedFd,
+    ) -> io::Result<Response<Body>> {
+        let recorded = record(&request);
+        let fault = lock(&self.rules).iter_mut().find_map(|rule| rule.strikes(&recorded).then_some(rule.fault));
+        let (ranged, creates) = (recorded.is_ranged(), recorded.headers.contains_key(IF_NONE_MATCH));
+        lock(&self.requests).push(recorded);
+        match fault {
+            Some(Fault::Reset) => return Err(reset(socket)),
+            Some(Fault::Status(status)) => {
+                // Else the client finds its connection closed while it is still sending.
+                request.into_body().collect().await.map_err(io::Error::other)?;
+                return Response::builder().status(status).body(whole(Bytes::new())).map_err(io::Error::other);
+            }
+            Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
+            _ => {}
+        }
+        // The store beneath would make the bucket.
+        if !self.root.join(bucket_of(&request)).is_dir() {
+            let body = "<Error><Code>NoSuchBucket</Code><Message>The bucket does not exist</Message></Error>";
+            return Response::builder().status(404).body(whole(body.into())).map_err(io::Error::other);
+        }
+        let _creating = if creates { Some(self.creating.lock().await) } else { None };
+        let reading = ranged.then(|| Reading::begin(self));
+        if matches!(fault, Some(Fault::IgnoreCondition)) {
+            // The condition is signed and cannot be taken out of the request, but it can be met.
+            let _ = std::fs::remove_file(self.root.join(request.uri().path().trim_start_matches('/')));
+        }
+        let response = perform(&service, request).await?;
+        drop(reading);
+        match fault {
+            Some(Fault::LoseAnswer) => Err(reset(socket)),
+            Some(Fault::Truncate) => truncated(response).await,
+            Some(Fault::Corrupt) => corrupted(response).await,
+            Some(Fault::Slow(time)) => slow(response, time).await,
+            _ => Ok(response),
+        }
+    }
+}
+
+/// Counts a request among those that are being served.
+struct Reading<'a>(&'a Shared);
+
+impl<'a> Reading<'a> {
+    fn begin(shared: &'a Shared) -> Self {
+        let now = shared.reading.fetch_add(1, Ordering::Relaxed) + 1;
+        shared.reading_max.fetch_max(now, Ordering::Relaxed);
+        Self(shared)
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.reading.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn bucket_of(request: &Request<Incoming>) -> &str {
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let in_path = || request.uri().path().trim_start_matches('/').split('/').next().unwrap_or_default();
+    host.strip_suffix(DOMAIN).map_or_else(in_path, |bucket| bucket.trim_end_matches('.'))
+}
+
+fn record(request: &Request<Incoming>) -> Recorded {
+    let len = request.headers().get(CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse().ok());
+    Recorded {
+        method: request.method().to_string(),
+        target: request.uri().path_and_query().map(ToString::to_string).unwrap_or_default(),
+        len: len.unwrap_or(0),
+        headers: request.headers().clone(),
+    }
+}
+
+async fn perform(service: &S3Service, request: Request<Incoming>) -> io::Result<Response<Body>> {
+    let response = service.call(request.map(s3s::Body::from)).await.map_err(io::Error::other)?;
+    Ok(response.map(|body| BodyExt::map_err(body, io::Error::other).boxed_unsync()))
+}
+
+/// Closing the connection will tell the client that it was reset, not that it ended.
+fn reset(socket: &OwnedFd) -> io::Error {
+    let _ = rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO));
+    io::ErrorKind::ConnectionReset.into()
+}
+
+async fn truncated(response: Response<Body>) -> io::Result<Response<Body>> {
+    let (parts, bytes) = collected(response).await?;
+    let half = Ok(Frame::data(bytes.slice(..bytes.len() / 2)));
+    let broken = Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+    // The length in the header is still that of the whole.
+    let body = StreamBody::new(stream::iter([half, broken]).then(|frame| async {
+        tokio::task::yield_now().await;
+        frame
+    }));
+    Ok(Response::from_parts(parts, body.boxed_unsync()))
+}
+
+async fn corrupted(response: Response<Body>) -> io::Result<Response<Body>> {
+    let (parts, bytes) = collected(response).await?;
+    let mut bytes = bytes.to_vec();
+    let middle = bytes.len() / 2;
+    if let Some(byte) = bytes.get_mut(middle) {
+        *byte ^= 1;
+    }
+    Ok(Response::from_parts(parts, whole(bytes.into())))
+}
+
+async fn slow(response: Response<Body>, time: Duration) -> io::Result<Response<Body>> {
+    const PIECES: usize = 16;
+    let (parts, bytes) = collected(response).await?;
+    let cuts: Vec<usize> = (0..=PIECES).map(|i| bytes.len() * i / PIECES).collect();
+    let pieces: Vec<Bytes> = cuts.windows(2).map(|cut| bytes.slice(cut[0]..cut[1])).collect();
+    let pieces = stream::iter(pieces).then(move |piece| async move {
+        tokio::time::sleep(time / u32::try_from(PIECES).unwrap_or(1)).await;
+        Ok::<_, io::Error>(Frame::data(piece))
+    });
+    Ok(Response::from_parts(parts, StreamBody::new(pieces).boxed_unsync()))
+}
+
+fn whole(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+async fn collected(response: Response<Body>) -> io::Result<(Parts, Bytes)> {
+    let (mut parts, body) = response.into_parts();
+    let bytes = body.collect().await?.to_bytes();
+    parts.headers.insert(CONTENT_LENGTH, bytes.len().into());
+    Ok((parts, bytes))
+}
