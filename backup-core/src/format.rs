@@ -21,7 +21,9 @@ pub use header::{
     CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Codec, HEADER_LEN_MAX, Header, MAGIC, ObjectName, PREFIX_LEN, Preamble,
     VOLUME_CHUNKS_MAX, WRAPS_MAX, header_len,
 };
-pub use manifest::{Condition, Kind, MANIFEST_LEN_MAX, Manifest, RecipientName, StreamEntry, VolumeEntry};
+pub use manifest::{
+    ClusterEntry, Condition, Kind, MANIFEST_LEN_MAX, Manifest, RecipientName, StreamEntry, VolumeEntry,
+};
 pub use seek_table::SeekTable;
 pub use volume::{Place, index_range, open_index, read_volume};
 pub use word::{Flag, WORD_LEN, Word};

@@ -7,6 +7,7 @@ pub mod load;
 mod loading;
 mod programs;
 mod sql;
+pub mod wal;
 
 pub use conninfo::ConnInfo;
 pub use dump::{DumpDetails, DumpOptions, DumpSource};

@@ -101,6 +101,7 @@ pub(crate) fn manifest(all: &Vectors, stream: &StreamEntry) -> Manifest {
         data_key: make::data_key().id(),
         recipients: Vec::new(),
         streams: vec![stream.clone()],
+        cluster: None,
         requires: Vec::new(),
         version: "vectors".into(),
         critical: Vec::new(),

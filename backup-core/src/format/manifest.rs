@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{FormatError, VOLUME_CHUNKS_MAX, json};
 use crate::encrypt::{DataKey, mac, signature};
+use crate::postgres::wal::{Lsn, SegmentSize, SystemIdentifier, Timeline};
 
 /// The longest manifest in bytes.
 pub const MANIFEST_LEN_MAX: usize = 16 * 1024 * 1024;
@@ -27,6 +28,8 @@ pub enum Kind {
     PgDump,
     /// A directory.
     Directory,
+    /// A whole PostgreSQL cluster, as its server gave it.
+    BaseBackup,
     /// A kind that a later release added.
     #[serde(untagged)]
     Other(String),
@@ -72,6 +75,9 @@ pub struct Manifest {
     pub recipients: Vec<RecipientName>,
     /// The streams.
     pub streams: Vec<StreamEntry>,
+    /// Of which cluster, from where to where in its log; only with [`Kind::BaseBackup`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterEntry>,
     /// Ids of backups of the same target that this one cannot be restored without.
     #[serde(default)]
     pub requires: Vec<String>,
@@ -116,6 +122,27 @@ pub struct VolumeEntry {
     /// BLAKE3 of everything before its footer.
     #[serde(with = "super::base64_bytes")]
     pub digest: [u8; 32],
+}
+
+/// Of which cluster a base backup is, and what of the cluster's log a restore of it needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterEntry {
+    /// The cluster.
+    pub system_identifier: SystemIdentifier,
+    /// The server's version as a number, such as 150018.
+    pub server_version_num: u32,
+    /// Size of the cluster's WAL segments in bytes.
+    pub wal_segment_bytes: SegmentSize,
+    /// The timeline that the backup was taken on.
+    pub timeline: Timeline,
+    /// Where recovery begins: the backup's checkpoint.
+    pub start_lsn: Lsn,
+    /// What recovery must reach before the cluster is consistent.
+    pub stop_lsn: Lsn,
+    /// When the backup ended, by the server's clock.
+    pub stopped: Timestamp,
+    /// Whether the log from `start_lsn` to `stop_lsn` is in the backup, in the stream `pg_wal`; otherwise it is in the archive alone.
+    pub wal_included: bool,
 }
 
 /// The second line.
@@ -281,6 +308,7 @@ mod tests {
                 bytes: 5,
                 volumes: vec![volume],
             }],
+            cluster: None,
             requires: vec![],
             version: "0.1.0".into(),
             critical: vec![],

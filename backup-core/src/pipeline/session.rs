@@ -194,6 +194,7 @@ impl Session {
             data_key: self.context.data_key.id(),
             recipients: self.context.wraps.iter().map(name).collect(),
             streams,
+            cluster: None,
             requires: Vec::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             critical: Vec::new(),

@@ -327,6 +327,7 @@ mod tests {
             data_key: "00".repeat(16),
             recipients: vec![],
             streams: vec![],
+            cluster: None,
             requires: vec![],
             version: "0.1.0".to_owned(),
             critical: vec![],

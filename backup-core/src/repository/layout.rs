@@ -5,6 +5,7 @@
 //! <target>/backups/<id>/manifest.json            the commit point, created last
 //! <target>/backups/<id>/<stream>.<nnnnn>.vol     the data
 //! <target>/backups/<id>/running.json             a run in progress
+//! <target>/wal/<system id>/<timeline>/<file>.vol a file of PostgreSQL's write-ahead log
 //! ```
 
 use std::fmt;
@@ -20,6 +21,10 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Clock;
 use crate::encrypt::random;
 use crate::error::{Error, Result};
+
+mod wal;
+
+pub use wal::WalPath;
 
 /// The object that makes a place a repository.
 pub const REPOSITORY: &str = "repository.json";
