@@ -165,7 +165,8 @@ pub(crate) async fn listings_show_what_is_complete_in_order(store: &Store) {
     for n in 0..3 {
         made.push(store.embedder.save_bytes(vec![n; 100]).await.unwrap().0);
     }
-    // Ids sort by the second in which they begin; within it, in any order.
+    let latest = made[2].clone();
+    // Ids sort by the second in which they begin; within it, in any order. The latest is the latest all the same.
     made.sort();
     let repository = &store.embedder.repository;
     let listed: Vec<Listed> = repository.list(None).try_collect().await.unwrap();
@@ -175,7 +176,7 @@ pub(crate) async fn listings_show_what_is_complete_in_order(store: &Store) {
     };
     assert_eq!(listed.iter().map(path).collect::<Vec<_>>(), made);
     assert_eq!(repository.targets().await.unwrap(), [target()]);
-    assert_eq!(repository.resolve("app").await.unwrap().path, made[2]);
+    assert_eq!(repository.resolve("app").await.unwrap().path, latest);
     let other: TargetName = "application".parse().unwrap();
     let of_other: Vec<Listed> = repository.list(Some(&other)).try_collect().await.unwrap();
     assert!(of_other.is_empty(), "a name that begins alike is another");

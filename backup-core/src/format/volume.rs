@@ -66,12 +66,17 @@ pub fn open_index(
 }
 
 /// All the plaintext of a volume that lies in memory, which is the last of its stream or not.
+///
+/// There is no manifest to compare the digest with, which alone is neither sealed nor signed: so it is computed.
 pub fn read_volume(object: &[u8], data_key: &DataKey, last: bool) -> Result<Vec<u8>, FormatError> {
     let preamble = Preamble::decode(object)?;
     let commitment = object[preamble.bytes().len()..].first_chunk().ok_or(FormatError::Truncated)?;
     let key = preamble.open(data_key, commitment)?;
     let footer = object.last_chunk::<FOOTER_LEN>().ok_or(FormatError::Truncated)?;
     let footer = Footer::decode(footer, object.len() as u64)?;
+    if *blake3::hash(&object[..object.len() - FOOTER_LEN]).as_bytes() != footer.digest {
+        return Err(FormatError::Footer("its digest is not that of the object"));
+    }
     let at = |offset: u64| usize::try_from(offset).expect("within the object, which is in memory");
     let index = index_range(&preamble, &footer, object.len() as u64)?;
     let mut index = object[at(index.start)..at(index.end)].to_vec();
