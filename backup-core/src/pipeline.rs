@@ -11,20 +11,24 @@
 
 mod buffer;
 mod compute;
+mod findings;
+mod lane;
 mod limits;
 mod progress;
 mod session;
 mod stream;
 
+use std::collections::HashSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use buffer::{Buffer, BufferPool};
 pub use compute::ComputePool;
-pub use limits::{CHUNK_SIZE_DEFAULT, Limits, VOLUME_CHUNKS_DEFAULT};
+pub use findings::Findings;
+pub use limits::{CHUNK_SIZE_DEFAULT, Limits, Share, VOLUME_CHUNKS_DEFAULT};
 pub use progress::{Counters, Event, Observer, Progress, Warnings};
 
 pub(crate) use compute::{Pending, Workspace};
@@ -39,9 +43,10 @@ use crate::format::{Kind, Manifest, WRAPS_MAX};
 use crate::keys::{Recipient, wrap_for_all};
 use crate::repository::Repository;
 use crate::repository::layout::{BackupId, StreamName, TargetName};
-use crate::source::Source;
+use crate::source::{Lane, Single, Source};
 use crate::upload::SharedParts;
-use session::{Session, Streams};
+use lane::LaneRun;
+use session::Session;
 use stream::Context;
 
 /// A backup to be made: say what and how, then [`start`](Self::start).
@@ -68,7 +73,9 @@ pub struct Backup {
     target: TargetName,
     kind: Kind,
     recipients: Vec<Arc<dyn Recipient>>,
-    streams: Streams,
+    lanes: Vec<LaneRun>,
+    /// Names of streams that are known before anything is read.
+    names: Vec<StreamName>,
     details: serde_json::Value,
     compression: Compression,
     suite: Suite,
@@ -76,7 +83,7 @@ pub struct Backup {
     pool: Option<ComputePool>,
     clock: Arc<dyn Clock>,
     observer: Option<Arc<dyn Observer>>,
-    warnings: Warnings,
+    findings: Findings,
     cancel: CancellationToken,
 }
 
@@ -89,7 +96,8 @@ impl Backup {
             target,
             kind: Kind::Stream,
             recipients: Vec::new(),
-            streams: Vec::new(),
+            lanes: Vec::new(),
+            names: Vec::new(),
             details: serde_json::Value::Null,
             compression: Compression::default(),
             suite: Suite::default(),
@@ -97,7 +105,7 @@ impl Backup {
             pool: None,
             clock: Arc::new(SystemClock),
             observer: None,
-            warnings: Warnings::default(),
+            findings: Findings::default(),
             cancel: CancellationToken::new(),
         }
     }
@@ -125,9 +133,21 @@ impl Backup {
         self.boxed_stream(name, Box::new(source))
     }
 
+    /// Adds a stream that is small, or comes slowly: it gets little of the memory.
+    pub fn thin_stream(mut self, name: StreamName, source: impl Source + 'static) -> Self {
+        self.names.push(name.clone());
+        self.lane(Share::Thin, Single::new(name, Box::new(source)))
+    }
+
     /// Adds a stream whose source is boxed already.
     pub fn boxed_stream(mut self, name: StreamName, source: Box<dyn Source>) -> Self {
-        self.streams.push((name, source));
+        self.names.push(name.clone());
+        self.lane(Share::Full, Single::new(name, source))
+    }
+
+    /// Adds streams that are read one after the other, with the memory of one. All lanes are read at once.
+    pub fn lane(mut self, share: Share, streams: impl Lane + 'static) -> Self {
+        self.lanes.push(LaneRun { share, streams: Box::new(streams) });
         self
     }
 
@@ -173,9 +193,9 @@ impl Backup {
         self
     }
 
-    /// Where sources put their warnings: counted in the manifest, kept in the details.
-    pub fn warnings(mut self, warnings: Warnings) -> Self {
-        self.warnings = warnings;
+    /// Where sources put what they find out: warnings, damage, which cluster it is.
+    pub fn findings(mut self, findings: Findings) -> Self {
+        self.findings = findings;
         self
     }
 
@@ -191,7 +211,8 @@ impl Backup {
     /// Outside of a tokio runtime.
     pub fn start(self) -> Result<BackupHandle> {
         self.check()?;
-        let plan = self.limits.for_backup(self.compression, self.streams.len())?;
+        let shares: Vec<Share> = self.lanes.iter().map(|lane| lane.share).collect();
+        let plan = self.limits.for_backup(self.compression, &shares)?;
         let workers = std::num::NonZero::new(plan.workers).unwrap_or(std::num::NonZero::<usize>::MIN);
         let pool = self.pool.map_or_else(|| ComputePool::new(workers), Ok)?;
         let id = BackupId::generate(self.clock.as_ref());
@@ -216,16 +237,13 @@ impl Backup {
                 parts_shared: SharedParts::new(plan.parts_shared),
                 counters,
                 clock: self.clock,
+                observer: self.observer,
+                names: Mutex::new(HashSet::from([DETAILS.parse()?])),
                 stop: user.child_token(),
             };
-            let session = Session {
-                context: Arc::new(context),
-                kind: self.kind,
-                details: self.details,
-                warnings: self.warnings,
-                observer: self.observer,
-            };
-            session.run(self.streams).await
+            let session =
+                Session { context: Arc::new(context), kind: self.kind, details: self.details, findings: self.findings };
+            session.run(self.lanes).await
         };
         Ok(BackupHandle { id: handle_id, counters: handle_counters, cancel: stop, task: tokio::spawn(run) })
     }
@@ -236,12 +254,12 @@ impl Backup {
         {
             return Err(Error::config(format!("compression level {level} is not between {LEVEL_MIN} and {LEVEL_MAX}")));
         }
-        for (i, (name, _)) in self.streams.iter().enumerate() {
-            if name.as_str() == DETAILS || self.streams[..i].iter().any(|(other, _)| other == name) {
-                return Err(Error::config(format!("there is already a stream '{name}'")));
+        for (i, name) in self.names.iter().enumerate() {
+            if name.as_str() == DETAILS || self.names[..i].contains(name) {
+                return Err(lane::name_taken(name));
             }
         }
-        if self.streams.is_empty() {
+        if self.lanes.is_empty() {
             return Err(Error::config("nothing to back up: no stream was added"));
         }
         match self.recipients.len() {
@@ -257,7 +275,7 @@ impl fmt::Debug for Backup {
         f.debug_struct("Backup")
             .field("target", &self.target)
             .field("recipients", &self.recipients)
-            .field("streams", &self.streams)
+            .field("lanes", &self.lanes)
             .field("compression", &self.compression)
             .field("limits", &self.limits)
             .finish_non_exhaustive()

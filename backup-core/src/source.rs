@@ -3,10 +3,11 @@
 use std::fmt;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, FutureExt, ready};
 
 use crate::error::Result;
 use crate::pipeline::Buffer;
+use crate::repository::layout::StreamName;
 
 pub mod command;
 pub mod directory;
@@ -37,6 +38,33 @@ pub trait Source: Send + fmt::Debug {
     ///
     /// Cancel safety: none is needed. A source whose future was dropped is dropped next.
     fn next(&mut self, buffer: Buffer) -> BoxFuture<'_, Result<Option<Piece>>>;
+}
+
+/// A stream: its name, and where its bytes come from.
+pub type Named = (StreamName, Box<dyn Source>);
+
+/// Streams that are written one after the other, with the memory of one: what comes as one conversation, such as a server's archives.
+pub trait Lane: Send + fmt::Debug {
+    /// The next stream, when the one before was read to its end; `None` when there are no more. Not called again after `None` or an error.
+    ///
+    /// Cancel safety: none is needed. A lane whose future was dropped is dropped next.
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<Named>>>;
+}
+
+/// A lane of one stream.
+#[derive(Debug)]
+pub(crate) struct Single(Option<Named>);
+
+impl Single {
+    pub(crate) fn new(name: StreamName, source: Box<dyn Source>) -> Self {
+        Self(Some((name, source)))
+    }
+}
+
+impl Lane for Single {
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<Named>>> {
+        ready(Ok(self.0.take())).boxed()
+    }
 }
 
 /// Some bytes from a [`Source`].

@@ -11,13 +11,14 @@ use proptest::prelude::*;
 
 use crate::compress::Compression;
 use crate::encrypt::{Suite, random};
+use crate::format::Condition;
 use crate::keys::age::AgeIdentity;
 use crate::keys::{Identity, Recipient};
-use crate::pipeline::{Backup, BackupHandle, Buffer, Limits};
+use crate::pipeline::{Backup, BackupHandle, Buffer, Findings, Limits, Share};
 use crate::repository::Repository;
-use crate::repository::layout::BackupPath;
+use crate::repository::layout::{self, BackupPath};
 use crate::restore::{MemorySink, OpenBackup};
-use crate::source::{BytesSource, Piece, Source};
+use crate::source::{BytesSource, Lane, Named, Piece, Source};
 use crate::{Error, ErrorKind, Result, Stage};
 
 /// Gives the pieces it was made with, then ends as it was told.
@@ -175,6 +176,79 @@ async fn one_failing_stream_stops_the_others() {
     handle.cancel();
     assert_eq!(handle.wait().await.unwrap_err().kind(), ErrorKind::Cancelled);
     assert_eq!(world.objects().await.len(), 1);
+}
+
+/// Streams with the given names and contents, one after the other; a name that is empty fails.
+#[derive(Debug)]
+struct Queue(std::vec::IntoIter<(&'static str, Vec<u8>)>);
+
+impl Queue {
+    fn of(streams: &[(&'static str, Vec<u8>)]) -> Self {
+        Self(streams.to_vec().into_iter())
+    }
+}
+
+impl Lane for Queue {
+    fn next(&mut self) -> futures::future::BoxFuture<'_, Result<Option<Named>>> {
+        let next =
+            self.0.next().map(|(name, data)| Ok((name.parse()?, Box::new(BytesSource::new(data)) as Box<dyn Source>)));
+        Box::pin(async { next.transpose() })
+    }
+}
+
+#[tokio::test]
+async fn a_lane_has_any_number_of_streams_and_they_stand_in_the_order_of_the_lanes() {
+    let world = World::new().await;
+    let many: Vec<(&'static str, Vec<u8>)> =
+        ["base", "t1", "t2", "t3"].iter().zip([20_000, 0, 1, 50_000]).map(|(name, len)| (*name, bytes(len))).collect();
+    for compression in [Compression::Zstd(3), Compression::None] {
+        // Memory for one stream of each lane: four at once would be refused.
+        let limits = Limits { memory_bytes: Some(4 << 20), ..small_limits(5000) };
+        let backup = world.backup().limits(limits).compression(compression).lane(Share::Full, Queue::of(&many));
+        let backup =
+            backup.thin_stream("wal".parse().unwrap(), BytesSource::new("log")).lane(Share::Thin, Queue::of(&[]));
+        let path = world.run(backup.start().unwrap()).await.unwrap();
+        let opened = world.open(&path).await.unwrap();
+        let names: Vec<&str> = opened.manifest().streams.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(names, ["base", "t1", "t2", "t3", "wal", "details"]);
+        for (name, data) in &many {
+            let sink = MemorySink::new(1 << 20);
+            opened.restore(name).unwrap().into(sink.clone()).wait().await.unwrap();
+            assert!(sink.take().unwrap() == *data, "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_stands_twice_fails_the_backup_and_leaves_nothing() {
+    let world = World::new().await;
+    for names in [["t", "t"], ["t", "data"], ["t", "details"], ["t", ""]] {
+        let streams = names.map(|name| (name, bytes(10_000)));
+        let backup = world.backup().lane(Share::Full, Queue::of(&streams));
+        let backup = backup.stream("data".parse().unwrap(), BytesSource::new(bytes(50_000)));
+        let error = world.run(backup.start().unwrap()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{names:?}: {error}");
+        assert_eq!(world.objects().await, [layout::repository()], "{names:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_sources_find_out_is_in_the_manifest_and_the_details() {
+    let world = World::new().await;
+    let findings = Findings::default();
+    let backup = world.backup().findings(findings.clone()).details(serde_json::json!({ "known": 1, "guess": 2 }));
+    let handle = backup.stream("data".parse().unwrap(), BytesSource::new("x")).start().unwrap();
+    // As a source would that has just read its last byte: nothing has been polled yet.
+    findings.damaged();
+    findings.warnings().push("page 7 is torn");
+    findings.set_detail("guess", 3.into());
+    let path = world.run(handle).await.unwrap();
+    let opened = world.open(&path).await.unwrap();
+    assert_eq!((opened.manifest().condition, opened.manifest().warnings), (Condition::Damaged, 1));
+    let expected =
+        serde_json::json!({ "format": 1, "source": { "known": 1, "guess": 3 }, "warnings": ["page 7 is torn"] });
+    assert_eq!(opened.details().await.unwrap(), expected);
+    assert_eq!(world.repository.resolve("app").await.unwrap_err().kind(), ErrorKind::NotFound, "it is not good");
 }
 
 #[tokio::test]

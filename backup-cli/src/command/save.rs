@@ -4,15 +4,15 @@ use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use backup_core::format::{Kind, Manifest};
-use backup_core::pipeline::{Backup, Warnings};
+use backup_core::pipeline::{Backup, Findings};
 use backup_core::postgres::conninfo::ConnInfo;
 use backup_core::postgres::dump::DumpOptions;
 use backup_core::repository::Repository;
 use backup_core::repository::layout::{StreamName, TargetName};
 use backup_core::source::directory::{DirectoryOptions, DirectorySource};
-use backup_core::source::{CommandOptions, CommandSource, ReaderSource, Source};
+use backup_core::source::{CommandOptions, CommandSource, ReaderSource};
 use backup_core::{Error, Result, Stage};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::args::SaveArgs;
 use crate::exit::Exit;
@@ -22,13 +22,6 @@ use crate::{App, keys};
 
 use super::describe::data_bytes;
 use super::{limits, location, or_cancelled, stderr_lines, told};
-
-/// What is read, and what is remembered about it.
-struct Input {
-    kind: Kind,
-    streams: Vec<(&'static str, Box<dyn Source>)>,
-    details: Value,
-}
 
 pub(crate) async fn run(app: &App, args: &SaveArgs) -> Result<Exit> {
     let target: TargetName = args.name.parse()?;
@@ -50,42 +43,38 @@ async fn prepare(app: &App, args: &SaveArgs, target: TargetName) -> Result<Backu
     let recipients = keys::recipients(&app.config).await?;
     let repository = Repository::open(&location).await?;
     let limits = limits(&app.config, &repository)?;
-    let warnings = Warnings::default();
-    let input = input(app, args, &warnings).await?;
-    let mut backup = Backup::new(repository, target)
-        .kind(input.kind)
+    let findings = Findings::default();
+    let backup = Backup::new(repository, target)
         .recipients(recipients)
         .compression(app.config.encoding.compression())
         .suite(app.config.encoding.suite())
         .limits(limits)
-        .warnings(warnings)
-        .cancel_on(&app.cancel)
-        .details(input.details);
-    for (name, source) in input.streams {
-        backup = backup.boxed_stream(name.parse::<StreamName>()?, source);
-    }
-    Ok(backup)
+        .findings(findings.clone())
+        .cancel_on(&app.cancel);
+    add_input(app, args, backup, &findings).await
 }
 
 fn reads_stdin(args: &SaveArgs) -> bool {
     args.command.is_empty() && args.source.pg_dump.is_none() && args.source.directory.is_none()
 }
 
-async fn input(app: &App, args: &SaveArgs, warnings: &Warnings) -> Result<Input> {
+/// Adds what the flags name.
+async fn add_input(app: &App, args: &SaveArgs, backup: Backup, findings: &Findings) -> Result<Backup> {
+    let (data, dump, files): (StreamName, StreamName, StreamName) =
+        ("data".parse()?, "dump".parse()?, "files".parse()?);
     if let Some(conninfo) = &args.source.pg_dump {
         let options = DumpOptions::new(ConnInfo::parse(conninfo)?);
         let details = serde_json::to_value(options.details().await?)
             .map_err(|e| Error::internal(Stage::Setup, "could not describe the database").with_source(e))?;
         let source = options.source(stderr_lines(&app.output))?;
-        return Ok(Input { kind: Kind::PgDump, streams: vec![("dump", Box::new(source))], details });
+        return Ok(backup.kind(Kind::PgDump).details(details).stream(dump, source));
     }
     if let Some(path) = &args.source.directory {
         let mut options = DirectoryOptions::default();
-        options.on_warning = Some(told(&app.output, warnings));
+        options.on_warning = Some(told(&app.output, findings.warnings()));
         let (tar, index) = DirectorySource::new(path, options)?;
         let details = json!({ "directory": path.to_string_lossy() });
-        let streams: Vec<(_, Box<dyn Source>)> = vec![("data", Box::new(tar)), ("files", Box::new(index))];
-        return Ok(Input { kind: Kind::Directory, streams, details });
+        return Ok(backup.kind(Kind::Directory).details(details).stream(data, tar).thin_stream(files, index));
     }
     if let Some((program, arguments)) = args.command.split_first() {
         let mut command = std::process::Command::new(program);
@@ -95,10 +84,9 @@ async fn input(app: &App, args: &SaveArgs, warnings: &Warnings) -> Result<Input>
         let source = CommandSource::spawn_with(command, options)?;
         // The arguments are not remembered: people put passwords there.
         let details = json!({ "program": program.to_string_lossy() });
-        return Ok(Input { kind: Kind::Command, streams: vec![("data", Box::new(source))], details });
+        return Ok(backup.kind(Kind::Command).details(details).stream(data, source));
     }
-    let source = ReaderSource::stdin()?;
-    Ok(Input { kind: Kind::Stream, streams: vec![("data", Box::new(source))], details: Value::Null })
+    Ok(backup.kind(Kind::Stream).stream(data, ReaderSource::stdin()?))
 }
 
 fn finish(output: &Output, manifest: &Manifest, elapsed: Duration) -> Result<Exit> {

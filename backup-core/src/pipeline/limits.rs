@@ -80,38 +80,44 @@ impl Limits {
         Ok(())
     }
 
-    /// Divides the memory among `streams` that are written at once.
+    /// Divides the memory among lanes that are written at once.
     ///
-    /// Every stream gets a part and what one chunk for each worker needs, for itself; what is left becomes parts that any of them may
-    /// fill. So no stream ever waits for another, whatever they share.
-    pub(crate) fn for_backup(&self, compression: Compression, streams: usize) -> Result<BackupPlan> {
+    /// Every lane gets a part and what one chunk for each worker needs (a thin one: what one chunk needs), for itself; what is left becomes
+    /// parts that any of them may fill. So no stream ever waits for another, whatever they share.
+    pub(crate) fn for_backup(&self, compression: Compression, lanes: &[Share]) -> Result<BackupPlan> {
         self.check()?;
-        let need = |plan: &BackupPlan| plan.workers * compression.context_bytes() + streams * plan.stream_bytes;
-        let most = self.plan_with(compression, self.workers.get());
-        let memory = self.memory_bytes.unwrap_or(self.memory_default().max(need(&most)));
-        for workers in (1..=self.workers.get()).rev() {
-            let plan = self.plan_with(compression, workers);
-            if let Some(left) = memory.checked_sub(need(&plan)) {
-                let parts_shared = if plan.rope { 0 } else { left / self.part_bytes };
-                let slots_more = if plan.rope { left / streams.max(1) / self.slab_bytes() } else { 0 };
-                return Ok(BackupPlan { parts_shared, chunk_slots: plan.chunk_slots + slots_more, ..plan });
-            }
-        }
-        Err(Self::too_little(memory, need(&self.plan_with(compression, 1))))
+        let need = |workers: usize| {
+            let lanes = lanes.iter().map(|share| self.lane_bytes(compression, share.workers(workers)));
+            workers * compression.context_bytes() + lanes.sum::<usize>()
+        };
+        let most = self.workers.get();
+        let memory = self.memory_bytes.unwrap_or(self.memory_default().max(need(most)));
+        let Some((workers, left)) = (1..=most).rev().find_map(|w| Some((w, memory.checked_sub(need(w))?))) else {
+            return Err(Self::too_little(memory, need(1)));
+        };
+        let rope = compression.codec() == Codec::None;
+        let parts_shared = if rope { 0 } else { left / self.part_bytes };
+        let slots_more = if rope { left / lanes.len().max(1) / self.slab_bytes() } else { 0 };
+        let slots = |workers| self.lane_slots(compression, workers) + slots_more;
+        Ok(BackupPlan { workers, slots_full: slots(workers), slots_thin: slots(1), parts_shared, rope })
     }
 
-    fn plan_with(&self, compression: Compression, workers: usize) -> BackupPlan {
-        // Two buffers are with the source and the cutter.
-        let rope = compression.codec() == Codec::None;
-        let (chunk_slots, bytes) = if rope {
+    /// Chunks of a lane between source and upload, so that `workers` have something to do.
+    fn lane_slots(&self, compression: Compression, workers: usize) -> usize {
+        match compression.codec() {
             // Sealed where they lie and sent as they are: a part is a list of records.
-            let slots = self.part_bytes / self.chunk_size as usize + 2 + workers;
-            (slots, (slots + 2) * self.slab_bytes())
-        } else {
-            let slots = workers + 1;
-            (slots, (2 * slots + 2) * self.slab_bytes() + self.part_bytes)
-        };
-        BackupPlan { workers, chunk_slots, parts_shared: 0, rope, stream_bytes: bytes }
+            Codec::None => self.part_bytes / self.chunk_size as usize + 2 + workers,
+            Codec::Zstd => workers + 1,
+        }
+    }
+
+    /// Memory of such a lane: two buffers are with the source and the cutter.
+    fn lane_bytes(&self, compression: Compression, workers: usize) -> usize {
+        let slots = self.lane_slots(compression, workers);
+        match compression.codec() {
+            Codec::None => (slots + 2) * self.slab_bytes(),
+            Codec::Zstd => (2 * slots + 2) * self.slab_bytes() + self.part_bytes,
+        }
     }
 
     /// How many chunks a restore may hold at once, on how many threads.
@@ -148,17 +154,44 @@ impl Limits {
     }
 }
 
+/// How much of the memory, and so of the threads, a lane gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Share {
+    /// Enough to keep all workers busy: for the data.
+    Full,
+    /// Enough for one chunk after the other: for streams that are small, or come slowly.
+    Thin,
+}
+
+impl Share {
+    fn workers(self, workers: usize) -> usize {
+        match self {
+            Self::Full => workers,
+            Self::Thin => 1,
+        }
+    }
+}
+
 /// What [`Limits::for_backup`] found to fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BackupPlan {
     pub(crate) workers: usize,
-    /// Chunks of one stream between source and upload.
-    pub(crate) chunk_slots: usize,
-    /// Parts beyond the one that each stream has for itself.
+    slots_full: usize,
+    slots_thin: usize,
+    /// Parts beyond the one that each lane has for itself.
     pub(crate) parts_shared: usize,
     /// Whether parts are lists of records rather than copies of them.
     pub(crate) rope: bool,
-    stream_bytes: usize,
+}
+
+impl BackupPlan {
+    /// Chunks of one lane between source and upload.
+    pub(crate) fn chunk_slots(&self, share: Share) -> usize {
+        match share {
+            Share::Full => self.slots_full,
+            Share::Thin => self.slots_thin,
+        }
+    }
 }
 
 /// What [`Limits::for_restore`] found to fit.
@@ -186,9 +219,9 @@ mod tests {
     fn thirty_two_mebibytes_work_everywhere() {
         for part in [1, 8] {
             for compression in [Compression::None, Compression::Zstd(3), Compression::Zstd(-7)] {
-                for streams in [1, 2] {
-                    let plan = limits(32, 4, part).for_backup(compression, streams);
-                    assert!(plan.is_ok(), "{part} MiB, {compression:?}, {streams} streams: {plan:?}");
+                for lanes in [&[Share::Full][..], &[Share::Full; 2], &[Share::Full, Share::Thin]] {
+                    let plan = limits(32, 4, part).for_backup(compression, lanes);
+                    assert!(plan.is_ok(), "{part} MiB, {compression:?}, {lanes:?}: {plan:?}");
                 }
             }
         }
@@ -197,18 +230,19 @@ mod tests {
 
     #[test]
     fn workers_give_way_before_the_request_is_refused() {
-        assert_eq!(limits(64, 4, 8).for_backup(Compression::Zstd(3), 1).unwrap().workers, 4);
-        assert!(limits(48, 4, 8).for_backup(Compression::Zstd(19), 1).unwrap().workers < 4);
-        let error = limits(8, 4, 8).for_backup(Compression::Zstd(3), 1).unwrap_err();
+        assert_eq!(limits(64, 4, 8).for_backup(Compression::Zstd(3), &[Share::Full]).unwrap().workers, 4);
+        assert!(limits(48, 4, 8).for_backup(Compression::Zstd(19), &[Share::Full]).unwrap().workers < 4);
+        let error = limits(8, 4, 8).for_backup(Compression::Zstd(3), &[Share::Full]).unwrap_err();
         assert_eq!(error.hint(), Some("the least that would do is 16 MiB; or lower the compression level"));
-        limits(16, 4, 8).for_backup(Compression::Zstd(3), 1).unwrap();
+        limits(16, 4, 8).for_backup(Compression::Zstd(3), &[Share::Full]).unwrap();
     }
 
     #[test]
     fn every_level_works_with_all_workers_unless_told_otherwise() {
-        for (level, streams) in [(-7, 1), (3, 2), (9, 2), (19, 2)] {
+        for (level, lanes) in [(-7, 1), (3, 2), (9, 2), (19, 2)] {
             let limits = Limits { memory_bytes: None, ..limits(1, 4, 1) };
-            assert_eq!(limits.for_backup(Compression::Zstd(level), streams).unwrap().workers, 4);
+            let lanes = vec![Share::Full; lanes];
+            assert_eq!(limits.for_backup(Compression::Zstd(level), &lanes).unwrap().workers, 4);
         }
     }
 
@@ -221,7 +255,7 @@ mod tests {
             assert_eq!(limits.volume_chunks < VOLUME_CHUNKS_DEFAULT, less, "{part_bytes}");
         }
         assert!(Limits { chunk_size: 2 << 20, ..Limits::for_parts_of(8 << 20) }.check().is_err());
-        assert!(limits(64, usize::MAX, 8).for_backup(Compression::None, 1).is_err());
+        assert!(limits(64, usize::MAX, 8).for_backup(Compression::None, &[Share::Full]).is_err());
         assert!(Limits { chunk_size: 1000, ..Limits::for_parts_of(8 << 20) }.check().is_err());
     }
 }

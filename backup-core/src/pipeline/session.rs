@@ -11,12 +11,14 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::progress::{Event, Observer, Warnings};
+use super::findings::Findings;
+use super::lane::LaneRun;
+use super::limits::Share;
+use super::progress::Event;
 use super::stream::{Context, Halt, write_stream};
 use crate::error::{Error, ErrorKind, Result, Stage};
-use crate::format::{Condition, Kind, Manifest, RecipientName, StreamEntry};
-use crate::repository::layout::StreamName;
-use crate::source::{BytesSource, Source};
+use crate::format::{Kind, Manifest, RecipientName, StreamEntry};
+use crate::source::BytesSource;
 
 /// How often a run says that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(30);
@@ -25,16 +27,12 @@ const CLEANUP_DEADLINE: Duration = Duration::from_secs(20);
 /// The stream that describes the backup.
 pub(crate) const DETAILS: &str = "details";
 
-/// The streams that are written at once.
-pub(super) type Streams = Vec<(StreamName, Box<dyn Source>)>;
-
 /// What a run needs beside its streams.
 pub(super) struct Session {
     pub(super) context: Arc<Context>,
     pub(super) kind: Kind,
     pub(super) details: serde_json::Value,
-    pub(super) warnings: Warnings,
-    pub(super) observer: Option<Arc<dyn Observer>>,
+    pub(super) findings: Findings,
 }
 
 /// `running.json`: tells others to keep their hands off.
@@ -58,10 +56,10 @@ struct Details<'a> {
 
 impl Session {
     /// Runs to the manifest; on failure removes what it has written.
-    pub(super) async fn run(&self, streams: Streams) -> Result<Manifest> {
+    pub(super) async fn run(&self, lanes: Vec<LaneRun>) -> Result<Manifest> {
         let context = Arc::clone(&self.context);
         let started = context.clock.now();
-        let written = self.write(streams, started).await;
+        let written = self.write(lanes, started).await;
         match written {
             Ok(manifest) => {
                 // Only a leftover, and not worth failing a backup that is complete.
@@ -84,7 +82,7 @@ impl Session {
         }
     }
 
-    async fn write(&self, streams: Streams, started: Timestamp) -> Result<Manifest> {
+    async fn write(&self, lanes: Vec<LaneRun>, started: Timestamp) -> Result<Manifest> {
         let context = Arc::clone(&self.context);
         // Also finds out, before anything is read, whether this host may write here.
         let (payload, of) = (running(&context, started)?, Arc::clone(&context));
@@ -104,7 +102,7 @@ impl Session {
 
         let beating = CancellationToken::new();
         let heartbeat = tokio::spawn(keep_alive(Arc::clone(&context), started, beating.clone()));
-        let streams = self.write_streams(streams).await;
+        let streams = self.write_streams(lanes).await;
         // Before anything is cleaned up, and not in the middle of a beat: it would come back after everything was removed.
         beating.cancel();
         let _ = tokio::time::timeout(CLEANUP_DEADLINE, heartbeat).await;
@@ -118,7 +116,7 @@ impl Session {
             .map_err(|e| Error::internal(Stage::Commit, "the manifest cannot be written").with_source(e))?;
         // From here on the backup may be visible: this is not cancelled any more.
         context.repository.put_once(&context.path.manifest(), bytes.into()).await.map_err(|e| e.at(Stage::Commit))?;
-        self.tell(&Event::Committed { id: manifest.id.clone() });
+        context.tell(&Event::Committed { id: manifest.id.clone() });
         Ok(manifest)
     }
 
@@ -130,25 +128,22 @@ impl Session {
         }
     }
 
-    /// The streams at once, then what there is to say of them.
-    async fn write_streams(&self, streams: Streams) -> Result<Vec<StreamEntry>> {
+    /// The lanes at once, then what there is to say of their streams.
+    async fn write_streams(&self, lanes: Vec<LaneRun>) -> Result<Vec<StreamEntry>> {
         let mut tasks = JoinSet::new();
-        let order: Vec<StreamName> = streams.iter().map(|(name, _)| name.clone()).collect();
-        for (name, source) in streams {
-            tasks.spawn(write_stream(Arc::clone(&self.context), name, source));
+        let mut written: Vec<Option<Vec<StreamEntry>>> = lanes.iter().map(|_| None).collect();
+        for (i, lane) in lanes.into_iter().enumerate() {
+            let context = Arc::clone(&self.context);
+            tasks.spawn(async move { (i, lane.write(context).await) });
         }
-        let mut written = Vec::with_capacity(order.len() + 1);
         let mut first_failure = None;
         while let Some(done) = tasks.join_next().await {
             match done {
-                Ok(Ok(stream)) => {
-                    self.tell(&Event::StreamFinished { stream: stream.name.clone(), bytes: stream.bytes });
-                    written.push(stream);
-                }
-                Ok(Err(Halt::Failed(error))) => {
+                Ok((i, Ok(streams))) => written[i] = Some(streams),
+                Ok((_, Err(Halt::Failed(error)))) => {
                     first_failure.get_or_insert(error);
                 }
-                Ok(Err(Halt::Stopped)) => {}
+                Ok((_, Err(Halt::Stopped))) => {}
                 Err(panic) => {
                     self.context.stop.cancel();
                     let error = Error::internal(Stage::Upload, "a stream's task panicked").with_source(panic);
@@ -159,24 +154,25 @@ impl Session {
         if let Some(error) = first_failure {
             return Err(error);
         }
-        if written.len() < order.len() {
-            return Err(Error::cancelled(Stage::Source));
-        }
-        written.sort_by_key(|stream| order.iter().position(|name| name.as_str() == stream.name));
-        written.push(self.write_details().await?);
-        Ok(written)
+        // In the order of the lanes, whichever was done first.
+        let complete: Option<Vec<Vec<StreamEntry>>> = written.into_iter().collect();
+        let mut streams = complete.ok_or_else(|| Error::cancelled(Stage::Source))?.concat();
+        streams.push(self.write_details().await?);
+        Ok(streams)
     }
 
     async fn write_details(&self) -> Result<StreamEntry> {
-        let details = Details { format: 1, source: &self.details, warnings: &self.warnings.texts() };
+        let source = self.findings.details(&self.details);
+        let details = Details { format: 1, source: &source, warnings: &self.findings.warnings().texts() };
         let json = serde_json::to_vec(&details)
             .map_err(|e| Error::internal(Stage::Commit, "the details cannot be written").with_source(e))?;
         let source = Box::new(BytesSource::new(Bytes::from(json)));
-        let name = DETAILS.parse()?;
-        write_stream(Arc::clone(&self.context), name, source).await.map_err(|halt| match halt {
-            Halt::Failed(error) => error,
-            Halt::Stopped => Error::cancelled(Stage::Commit),
-        })
+        write_stream(Arc::clone(&self.context), DETAILS.parse()?, source, Share::Thin).await.map_err(
+            |halt| match halt {
+                Halt::Failed(error) => error,
+                Halt::Stopped => Error::cancelled(Stage::Commit),
+            },
+        )
     }
 
     fn manifest(&self, streams: Vec<StreamEntry>, started: Timestamp, finished: Timestamp) -> Manifest {
@@ -187,23 +183,17 @@ impl Session {
             id: self.context.path.id.to_string(),
             target: self.context.path.target.to_string(),
             kind: self.kind.clone(),
-            condition: Condition::Good,
-            warnings: self.warnings.count(),
+            condition: self.findings.condition(),
+            warnings: self.findings.warnings().count(),
             started,
             finished,
             data_key: self.context.data_key.id(),
             recipients: self.context.wraps.iter().map(name).collect(),
             streams,
-            cluster: None,
+            cluster: self.findings.cluster(),
             requires: Vec::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             critical: Vec::new(),
-        }
-    }
-
-    fn tell(&self, event: &Event) {
-        if let Some(observer) = &self.observer {
-            observer.event(event);
         }
     }
 }

@@ -5,7 +5,8 @@
 //!       └─ waits for a chunk slot before it reads more                          └─ waits for a part before it fills one
 //! ```
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -13,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::buffer::BufferPool;
 use super::compute::{ComputePool, Pending};
-use super::limits::BackupPlan;
-use super::{Counters, Limits};
+use super::lane::name_taken;
+use super::limits::{BackupPlan, Share};
+use super::{Counters, Event, Limits, Observer};
 use crate::chunk::{Chunk, Cutter, RECORD_HEAD};
 use crate::clock::Clock;
 use crate::compress::Compression;
@@ -46,8 +48,25 @@ pub(super) struct Context {
     pub(super) parts_shared: SharedParts,
     pub(super) counters: Arc<Counters>,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) observer: Option<Arc<dyn Observer>>,
+    /// Of all streams so far.
+    pub(super) names: Mutex<HashSet<StreamName>>,
     /// Cancelled by the user, or by the first stream that fails.
     pub(super) stop: CancellationToken,
+}
+
+impl Context {
+    /// Takes the name of a stream that begins.
+    pub(super) fn claim(&self, name: &StreamName) -> Result<()> {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if names.insert(name.clone()) { Ok(()) } else { Err(name_taken(name)) }
+    }
+
+    pub(super) fn tell(&self, event: &Event) {
+        if let Some(observer) = &self.observer {
+            observer.event(event);
+        }
+    }
 }
 
 /// Why a stream ended early.
@@ -77,9 +96,11 @@ pub(super) async fn write_stream(
     context: Arc<Context>,
     name: StreamName,
     source: Box<dyn Source>,
+    share: Share,
 ) -> Result<StreamEntry, Halt> {
-    let (queue, items) = mpsc::channel(context.plan.chunk_slots + 1);
-    let mut reader = Reader::new(&context, &name, queue);
+    let slots = context.plan.chunk_slots(share);
+    let (queue, items) = mpsc::channel(slots + 1);
+    let mut reader = Reader::new(&context, &name, queue, slots);
     let mut assembler = Assembler::new(&context, &name);
     let halting = |result: Result<(), Halt>| result.inspect_err(|_| context.stop.cancel());
     let (read, assembled) =
@@ -99,7 +120,10 @@ pub(super) async fn write_stream(
     }
 }
 
-async fn unless_stopped(stop: &CancellationToken, work: impl Future<Output = Result<(), Halt>>) -> Result<(), Halt> {
+pub(super) async fn unless_stopped<T>(
+    stop: &CancellationToken,
+    work: impl Future<Output = Result<T, Halt>>,
+) -> Result<T, Halt> {
     tokio::select! {
         biased;
         () = stop.cancelled() => Err(Halt::Stopped),
@@ -120,9 +144,9 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(context: &'a Arc<Context>, name: &'a StreamName, queue: mpsc::Sender<Item>) -> Self {
+    fn new(context: &'a Arc<Context>, name: &'a StreamName, queue: mpsc::Sender<Item>, slots: usize) -> Self {
         let stream_id = data_encoding::HEXLOWER.encode(&random::bytes::<16>());
-        let slots = Arc::new(Semaphore::new(context.plan.chunk_slots));
+        let slots = Arc::new(Semaphore::new(slots));
         Self { context, name, queue, slots, stream_id, chunks: 0, bytes: 0, key: None }
     }
 
