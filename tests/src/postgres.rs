@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+use backup_core::postgres::ConnInfo;
+use backup_core::postgres::wire::{ConnectOptions, Environment};
+
 use crate::host::Host;
 
 /// A running cluster, reached by a Unix socket. It ends with this process, however that ends.
@@ -45,6 +48,17 @@ impl Cluster {
     fn environment(&self) -> [(&'static str, String); 3] {
         let directory = self.directory.display().to_string();
         [("PGHOST", directory), ("PGPORT", "5432".to_owned()), ("PGUSER", "postgres".to_owned())]
+    }
+
+    /// How the library connects to it, with more parameters.
+    ///
+    /// # Panics
+    /// When libpq would refuse them.
+    pub fn options(&self, parameters: &str) -> ConnectOptions {
+        let environment =
+            self.environment().iter().fold(Environment::empty(), |all, (name, value)| all.with(name, value));
+        let conninfo = ConnInfo::parse(parameters).expect("a connection string");
+        ConnectOptions::resolve(&conninfo, &environment).expect("options for a connection")
     }
 
     /// One of the server's programs, connected.

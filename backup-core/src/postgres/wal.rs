@@ -64,7 +64,7 @@ impl Lsn {
     /// Reads what [`Display`](fmt::Display) prints, in digits of any case.
     fn read(text: &str) -> Option<Self> {
         let (high, low) = text.split_once('/')?;
-        Some(Self(u64::from(hex(high, 1..=8)?) << 32 | u64::from(hex(low, 1..=8)?)))
+        Some(Self((u64::from(hex(high, 1..=8)?) << 32) | u64::from(hex(low, 1..=8)?)))
     }
 }
 
@@ -134,7 +134,7 @@ impl SegmentName {
     /// The position of its first byte; `None` when a cluster with segments of `size` has no segment of this name.
     pub fn start(self, size: SegmentSize) -> Option<Lsn> {
         let within = u64::from(self.segment) < size.segments_per_log();
-        within.then(|| Lsn(u64::from(self.log) << 32 | u64::from(self.segment) * size.bytes()))
+        within.then(|| Lsn((u64::from(self.log) << 32) | (u64::from(self.segment) * size.bytes())))
     }
 
     /// The position behind its last byte.
