@@ -101,7 +101,7 @@ impl Connection {
     ///
     /// # Errors
     /// `Source` with the server's message ([`server_message`](super::server_message)) or when the connection breaks; also when the result is larger than
-    /// [`RESULT_BYTES_MAX`], is not UTF-8 or wants data from us (`COPY FROM STDIN`).
+    /// [`RESULT_BYTES_MAX`], is not UTF-8 or wants data from us (`COPY FROM STDIN`), which is `Config`.
     pub async fn query(&mut self, sql: &str) -> Result<Vec<Row>> {
         let rows = self.rows("the query failed", sql).await?;
         rows.into_iter().map(|row| row.into_iter().map(|value| value.map(text).transpose()).collect()).collect()
@@ -185,6 +185,10 @@ impl Connection {
                         Answer::Ready
                     }
                     Message::ErrorResponse(body) => return Ok(Err(ServerMessage::read(body.fields()))),
+                    Message::CopyInResponse(_) => {
+                        let message = "the query wants data to be copied in, which is not possible here";
+                        return Err(Error::new(ErrorKind::Config, Stage::Source, message));
+                    }
                     _ => return Err(confused_by("its answer has a message that does not belong there")),
                 },
             }));

@@ -78,7 +78,9 @@ fn bytes_max(tag: u8, phase: Phase) -> Option<usize> {
         _ if phase == Phase::Startup => return None,
         backend::COPY_DATA_TAG => COPY_DATA_BYTES_MAX,
         backend::DATA_ROW_TAG => ROW_BYTES_MAX,
-        backend::COPY_OUT_RESPONSE_TAG | COPY_BOTH | backend::COMMAND_COMPLETE_TAG => STARTUP_BYTES_MAX,
+        backend::COPY_IN_RESPONSE_TAG | backend::COPY_OUT_RESPONSE_TAG | COPY_BOTH | backend::COMMAND_COMPLETE_TAG => {
+            STARTUP_BYTES_MAX
+        }
         backend::ERROR_RESPONSE_TAG
         | backend::NOTICE_RESPONSE_TAG
         | backend::ROW_DESCRIPTION_TAG
