@@ -8,6 +8,7 @@ mod loading;
 mod programs;
 mod sql;
 pub mod wal;
+pub mod wire;
 
 pub use conninfo::ConnInfo;
 pub use dump::{DumpDetails, DumpOptions, DumpSource};

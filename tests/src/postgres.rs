@@ -1,11 +1,18 @@
-//! A throwaway PostgreSQL, one for each process of tests.
+//! Throwaway PostgreSQL: one that the tests of a process share, and servers of their own ([`server`]).
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+use backup_core::postgres::ConnInfo;
+use backup_core::postgres::wire::{ConnectOptions, Environment};
+
 use crate::host::Host;
+
+pub mod server;
+
+pub use server::{MAJORS, NewServer, Server};
 
 /// A running cluster, reached by a Unix socket. It ends with this process, however that ends.
 #[derive(Debug)]
@@ -25,11 +32,11 @@ impl Cluster {
     }
 
     fn start() -> Self {
-        let programs = PathBuf::from(pg_cluster(&["bindir"]).trim_end());
+        let programs = PathBuf::from(pg_cluster(&["bindir"], &[]).trim_end());
         // Short, and not below a directory that only we may enter: a socket's name has 107 bytes, and the server may run as another user.
         let directory = PathBuf::from(format!("/tmp/backup-test-pg.{}", std::process::id()));
         let pid = std::process::id().to_string();
-        pg_cluster(&["start", "--while", &pid, &directory.to_string_lossy()]);
+        pg_cluster(&["start", "--while", &pid, &directory.to_string_lossy()], &[]);
         Self { programs, directory }
     }
 
@@ -45,6 +52,17 @@ impl Cluster {
     fn environment(&self) -> [(&'static str, String); 3] {
         let directory = self.directory.display().to_string();
         [("PGHOST", directory), ("PGPORT", "5432".to_owned()), ("PGUSER", "postgres".to_owned())]
+    }
+
+    /// How the library connects to it, with more parameters.
+    ///
+    /// # Panics
+    /// When libpq would refuse them.
+    pub fn options(&self, parameters: &str) -> ConnectOptions {
+        let environment =
+            self.environment().iter().fold(Environment::empty(), |all, (name, value)| all.with(name, value));
+        let conninfo = ConnInfo::parse(parameters).expect("a connection string");
+        ConnectOptions::resolve(&conninfo, &environment).expect("options for a connection")
     }
 
     /// One of the server's programs, connected.
@@ -100,9 +118,10 @@ impl Cluster {
 }
 
 /// Runs `scripts/pg-cluster`; returns its standard output.
-fn pg_cluster(arguments: &[&str]) -> String {
+fn pg_cluster(arguments: &[&str], environment: &[(&str, String)]) -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/pg-cluster");
-    let output = Command::new(&script).args(arguments).stdin(Stdio::null()).output();
+    let variables = environment.iter().map(|(name, value)| (name, value));
+    let output = Command::new(&script).args(arguments).envs(variables).stdin(Stdio::null()).output();
     let output = output.unwrap_or_else(|e| panic!("cannot run {}: {e}", script.display()));
     // It says itself what is missing and which script installs it.
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -1,0 +1,116 @@
+//! Messages of the server in the bytes that have arrived: how long each may be, and when one is complete. No I/O.
+//!
+//! The grammar is that of PostgreSQL's "Message Formats". `postgres-protocol` reads it, but for `CopyBothResponse`, which it does not know,
+//! and but for the lengths: whoever is on the other end may announce 4 GiB.
+
+use std::fmt;
+
+use bytes::{Buf, BytesMut};
+use postgres_protocol::message::backend::{self, Message};
+
+/// The largest piece of a copy that is taken. PostgreSQL sends 32 KiB of a base backup at a time, somewhat more when it is compressed, and
+/// sixteen blocks of log: 1 MiB with the largest block size that it can be built with.
+pub const COPY_DATA_BYTES_MAX: usize = 4 << 20;
+
+/// The largest row. The content of a timeline's history is one.
+pub const ROW_BYTES_MAX: usize = 16 << 20;
+
+/// Everything else once somebody is logged in: errors and notices with their details, the columns of a result.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
+/// Anything before that; libpq draws the line at about the same place.
+const STARTUP_BYTES_MAX: usize = 30_000;
+
+/// Tag and length.
+const HEADER_BYTES: usize = 5;
+
+/// `CopyBothResponse`.
+const COPY_BOTH: u8 = b'W';
+
+/// What the server is trusted with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It has not yet said that we are welcome, and we may not know who it is.
+    Startup,
+    /// It answers.
+    Session,
+}
+
+/// A message of the server.
+pub(super) enum Incoming {
+    Message(Message),
+    /// Both sides may send `CopyData` from now on.
+    CopyBoth,
+}
+
+/// Why bytes are no messages.
+#[derive(Debug)]
+pub(super) enum Malformed {
+    Tag(u8),
+    Length { tag: u8, bytes: u32, most: usize },
+    Content { tag: u8, why: String },
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tag = |tag: &u8| char::from(*tag).escape_default();
+        match self {
+            Self::Tag(t) => write!(f, "message '{}' is not one of PostgreSQL's, or not expected here", tag(t)),
+            Self::Length { tag: t, bytes, most } => {
+                write!(f, "message '{}' claims {bytes} bytes, of at most {most}", tag(t))
+            }
+            Self::Content { tag: t, why } => write!(f, "message '{}' is malformed: {why}", tag(t)),
+        }
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// How long a message may be, its length field included; `None` for one that is never sent to us.
+fn bytes_max(tag: u8, phase: Phase) -> Option<usize> {
+    let fixed = match tag {
+        backend::READY_FOR_QUERY_TAG => 5,
+        backend::COPY_DONE_TAG | backend::EMPTY_QUERY_RESPONSE_TAG => 4,
+        // 256 bytes of key since protocol 3.2.
+        backend::BACKEND_KEY_DATA_TAG => 264,
+        backend::AUTHENTICATION_TAG | backend::PARAMETER_STATUS_TAG => STARTUP_BYTES_MAX,
+        backend::ERROR_RESPONSE_TAG | backend::NOTICE_RESPONSE_TAG if phase == Phase::Startup => STARTUP_BYTES_MAX,
+        _ if phase == Phase::Startup => return None,
+        backend::COPY_DATA_TAG => COPY_DATA_BYTES_MAX,
+        backend::DATA_ROW_TAG => ROW_BYTES_MAX,
+        backend::COPY_IN_RESPONSE_TAG | backend::COPY_OUT_RESPONSE_TAG | COPY_BOTH | backend::COMMAND_COMPLETE_TAG => {
+            STARTUP_BYTES_MAX
+        }
+        backend::ERROR_RESPONSE_TAG
+        | backend::NOTICE_RESPONSE_TAG
+        | backend::ROW_DESCRIPTION_TAG
+        | backend::NOTIFICATION_RESPONSE_TAG => MESSAGE_BYTES_MAX,
+        _ => return None,
+    };
+    Some(fixed)
+}
+
+/// Takes the first message off `bytes`; `None` if more has to arrive. Room for the rest of that message is reserved, and for no more than it
+/// may have.
+///
+/// # Errors
+/// A message that nobody sends here, that is too long, or that is not what its kind looks like. Nothing is taken then, and there is no going on.
+pub(super) fn take(bytes: &mut BytesMut, phase: Phase) -> Result<Option<Incoming>, Malformed> {
+    let Some(&tag) = bytes.first() else { return Ok(None) };
+    let most = bytes_max(tag, phase).ok_or(Malformed::Tag(tag))?;
+    let Some(length) = bytes.get(1..HEADER_BYTES) else { return Ok(None) };
+    let length = u32::from_be_bytes([length[0], length[1], length[2], length[3]]);
+    if length < 4 || usize::try_from(length).is_ok_and(|length| length > most) {
+        return Err(Malformed::Length { tag, bytes: length, most });
+    }
+    if tag == COPY_BOTH {
+        let whole = 1 + length as usize;
+        if bytes.len() < whole {
+            return Ok(None);
+        }
+        bytes.advance(whole);
+        return Ok(Some(Incoming::CopyBoth));
+    }
+    let message = Message::parse(bytes).map_err(|e| Malformed::Content { tag, why: e.to_string() })?;
+    Ok(message.map(Incoming::Message))
+}

@@ -1,0 +1,3 @@
+//! The client of PostgreSQL's protocol, against real servers and false ones.
+
+mod commands;

@@ -1,0 +1,218 @@
+//! A server of a test's own: of any major version, with its settings, files and fate.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use backup_core::postgres::ConnInfo;
+use backup_core::postgres::wire::{ConnectOptions, Connection, Environment, Mode, Row};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::pg_cluster;
+
+/// The majors that tests can have: 15 comes from the distribution, the others below `target/postgres`.
+pub const MAJORS: [u32; 6] = [13, 14, 15, 16, 17, 18];
+
+/// A server that is about to be made.
+#[derive(Debug)]
+pub struct NewServer {
+    programs: PathBuf,
+    settings: String,
+    initdb: Vec<String>,
+    files: TempDir,
+    from: Option<String>,
+}
+
+/// A running server, reached by a Unix socket and, on the loopback interface, by TCP. It ends with this process, however that ends.
+#[derive(Debug)]
+pub struct Server {
+    programs: PathBuf,
+    directory: PathBuf,
+    port: u16,
+}
+
+impl NewServer {
+    /// A server of that major version.
+    ///
+    /// # Panics
+    /// When it is not installed; the message names the script that does it.
+    pub fn of_major(major: u32) -> Self {
+        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../target/postgres/{major}/bin"));
+        let debian = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
+        let found = [own, debian].into_iter().find(|programs| programs.join("initdb").exists());
+        let programs = found.unwrap_or_else(|| panic!("no PostgreSQL {major}: run scripts/install-deps test"));
+        Self {
+            programs: std::fs::canonicalize(programs).expect("it exists"),
+            settings: String::new(),
+            initdb: Vec::new(),
+            files: tempfile::tempdir().expect("a temporary directory"),
+            from: None,
+        }
+    }
+
+    /// With a line of `postgresql.conf`.
+    #[must_use]
+    pub fn setting(mut self, name: &str, value: &str) -> Self {
+        self.settings.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
+        self
+    }
+
+    /// With an option of `initdb`, such as `--wal-segsize=1`; without spaces in it.
+    #[must_use]
+    pub fn initdb(mut self, option: &str) -> Self {
+        self.initdb.push(option.to_owned());
+        self
+    }
+
+    /// With a file in the data directory, for the server's eyes only: `pg_hba.conf`, `server.key`, …
+    ///
+    /// # Panics
+    /// When the disk is full.
+    #[must_use]
+    pub fn file(self, name: &str, contents: &str) -> Self {
+        std::fs::write(self.files.path().join(name), contents).expect("a file can be written");
+        self
+    }
+
+    /// As a standby of another server. `pg_basebackup` makes it, which the distribution has for its own major version and older ones.
+    #[must_use]
+    pub fn standby_of(mut self, primary: &Server) -> Self {
+        let directory = primary.directory.display();
+        self.from = Some(format!("host={directory} port={} user=postgres", primary.port));
+        self
+    }
+
+    /// Makes and starts it.
+    ///
+    /// # Panics
+    /// When it does not start; the message has its log.
+    pub fn start(self) -> Server {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let (process, number) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let directory = PathBuf::from(format!("/tmp/backup-test-pg.{process}.{number}"));
+        let port = free_port();
+        let settings = format!("listen_addresses = '127.0.0.1'\nport = {port}\n{}", self.settings);
+        let new = self.file("postgresql.conf", &settings);
+        let mut environment = vec![
+            ("PG_CLUSTER_FILES", new.files.path().display().to_string()),
+            ("PG_CLUSTER_INITDB", new.initdb.join(" ")),
+        ];
+        environment.extend(new.from.map(|from| ("PG_CLUSTER_FROM", from)));
+        let server = Server { programs: new.programs, directory, port };
+        server.control_with(&["start", "--while", &process.to_string()], &environment);
+        server
+    }
+}
+
+impl Server {
+    /// The data directory.
+    pub fn data(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    /// The directory of its socket.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its port, in the socket's name too.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+
+    /// How the library connects to it: as `postgres` by the socket, unless the parameters say otherwise.
+    ///
+    /// # Panics
+    /// When libpq would refuse them.
+    pub fn options(&self, parameters: &str) -> ConnectOptions {
+        let environment = Environment::empty().with("PGUSER", "postgres").with("PGPORT", &self.port.to_string());
+        let conninfo = ConnInfo::parse(parameters).expect("a connection string");
+        let environment = environment.with("PGHOST", &self.directory.display().to_string());
+        ConnectOptions::resolve(&conninfo, &environment).expect("options for a connection")
+    }
+
+    /// Runs SQL; returns its rows.
+    ///
+    /// # Panics
+    /// When the server refuses it.
+    pub async fn sql(&self, sql: &str) -> Vec<Row> {
+        let mut connection =
+            Connection::connect(&self.options("dbname=postgres"), Mode::Sql).await.expect("a connection");
+        connection.query(sql).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"))
+    }
+
+    /// Stops it in order.
+    ///
+    /// # Panics
+    /// When it does not stop.
+    pub fn stop(&self) {
+        self.control_with(&["stop"], &[]);
+    }
+
+    /// Starts it again. If it was killed, its processes must be gone first, as they are after [`kill`](Self::kill).
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start(&self) {
+        self.control_with(&["start"], &[]);
+    }
+
+    /// Kills all its processes at once, as a power failure would. There is no server afterwards, and nothing was flushed.
+    ///
+    /// # Panics
+    /// When it does not run, or when this user may not kill it.
+    pub fn kill(&self) {
+        let pid = std::fs::read_to_string(self.data().join("postmaster.pid")).expect("it runs");
+        let main: i32 = pid.lines().next().and_then(|line| line.parse().ok()).expect("a process id");
+        let children = children(main);
+        for process in std::iter::once(main).chain(children.iter().copied()) {
+            let gone = kill_process(Pid::from_raw(process).expect("no process is 0"), Signal::KILL);
+            assert!(process != main || gone.is_ok(), "{gone:?}");
+        }
+        let started = Instant::now();
+        while std::iter::once(main).chain(children.iter().copied()).any(is_alive) {
+            assert!(started.elapsed() < Duration::from_secs(30), "it does not die");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn control_with(&self, arguments: &[&str], environment: &[(&str, String)]) {
+        let directory = self.directory.to_string_lossy();
+        let arguments: Vec<&str> = arguments.iter().copied().chain([&*directory]).collect();
+        let programs = ("PG_BINDIR", self.programs.display().to_string());
+        let environment: Vec<_> = environment.iter().cloned().chain([programs]).collect();
+        pg_cluster(&arguments, &environment);
+    }
+}
+
+/// The processes that a process has started and that have not ended. Linux only.
+fn children(parent: i32) -> Vec<i32> {
+    let processes = std::fs::read_dir("/proc").expect("a /proc").flatten();
+    let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    ids.filter(|&id| status(id).is_some_and(|(_, of)| of == parent)).collect()
+}
+
+/// Whether a process runs. One that has ended and was not waited for does not.
+fn is_alive(process: i32) -> bool {
+    status(process).is_some_and(|(state, _)| state != "Z" && state != "X")
+}
+
+/// State and parent of a process. The name before them may have anything in it, parentheses too.
+fn status(process: i32) -> Option<(String, i32)> {
+    let line = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let mut fields = line.rsplit_once(") ")?.1.split(' ');
+    Some((fields.next()?.to_owned(), fields.next()?.parse().ok()?))
+}
+
+/// A port that nobody uses now.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("bound").port()
+}
