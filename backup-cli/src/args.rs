@@ -11,6 +11,10 @@ use bytesize::ByteSize;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 use serde::{Deserialize, Serialize};
 
+mod save;
+
+pub(crate) use save::{CheckpointName, ChecksumName, EncodingFlags, RunArgs, SaveArgs, server_compression};
+
 /// What `backup` was asked to do.
 #[derive(Debug, Parser)]
 #[command(
@@ -179,11 +183,12 @@ With no recipient and no passphrase, a key is made in ~/.config/backup/identity.
 Running it again changes nothing.")]
     Init(InitArgs),
 
-    /// Back up standard input, a command's output, a database or a directory
+    /// Back up standard input, a command's output, a database, a cluster or a directory
     #[command(after_help = "\
 Examples:
   pg_dump app | backup save app
   backup save app --pg-dump 'host=db1 dbname=app'
+  backup save db1 --base-backup 'host=db1 user=backup'
   backup save etc --directory /etc
   backup save users --level 9 -- mysqldump --single-transaction users
 
@@ -191,6 +196,17 @@ The new backup's id is printed on standard output, and nothing else is. A comman
 no backup; in 'a | backup save', the shell hides the failure of 'a' from us: prefer '-- COMMAND'. The command's own standard input is empty; in 'a | backup save NAME -- COMMAND', nobody reads what 'a' \
 writes. PostgreSQL's password comes from PGPASSFILE or a service, not from CONNINFO, which others see in the list of processes.")]
     Save(SaveArgs),
+
+    /// Back up the configured targets
+    #[command(after_help = "\
+Targets are tables of the configuration file:
+  [targets.app]
+  base_backup = \"host=db1 user=backup\"
+  [targets.orders]
+  pg_dump = \"host=db1 dbname=orders\"
+
+They are backed up one after the other; that one fails does not stop the others.")]
+    Run(RunArgs),
 
     /// List backups by target, the latest last
     List(ListArgs),
@@ -247,53 +263,6 @@ pub(crate) struct InitArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct SaveArgs {
-    /// Target: what this is a backup of, such as 'app'
-    pub(crate) name: String,
-
-    #[command(flatten)]
-    pub(crate) source: SourceFlags,
-
-    #[command(flatten)]
-    pub(crate) recipients: RecipientFlags,
-
-    #[command(flatten)]
-    pub(crate) encoding: EncodingFlags,
-
-    /// Command whose standard output to back up
-    #[arg(last = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments, conflicts_with_all = ["pg_dump", "directory"])]
-    pub(crate) command: Vec<OsString>,
-}
-
-/// What to back up, when it is neither standard input nor a command.
-#[derive(Debug, Args)]
-pub(crate) struct SourceFlags {
-    /// Dump a PostgreSQL database with pg_dump
-    #[arg(long, value_name = "CONNINFO", conflicts_with = "directory")]
-    pub(crate) pg_dump: Option<String>,
-
-    /// Back up a directory as a tar stream
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::DirPath)]
-    pub(crate) directory: Option<PathBuf>,
-}
-
-/// How to encode what is backed up.
-#[derive(Debug, Args)]
-pub(crate) struct EncodingFlags {
-    /// Compression level of zstd, -7 to 19 [env: BACKUP_LEVEL] [default: 3]
-    #[arg(short = 'z', long, value_name = "N", allow_negative_numbers = true)]
-    pub(crate) level: Option<i32>,
-
-    /// Compression: zstd or none [env: BACKUP_CODEC] [default: zstd]
-    #[arg(long, value_name = "CODEC", value_enum, hide_possible_values = true)]
-    pub(crate) codec: Option<CodecName>,
-
-    /// Cipher: aes-256-gcm or chacha20-poly1305 [env: BACKUP_CIPHER] [default: aes-256-gcm]
-    #[arg(long, value_name = "CIPHER", value_enum, hide_possible_values = true)]
-    pub(crate) cipher: Option<CipherName>,
 }
 
 /// How chunks are compressed.

@@ -20,6 +20,7 @@ pub(crate) mod generate;
 pub(crate) mod init;
 pub(crate) mod list;
 pub(crate) mod restore;
+pub(crate) mod run;
 pub(crate) mod save;
 pub(crate) mod show;
 pub(crate) mod verify;
@@ -29,6 +30,7 @@ pub(crate) async fn run(app: &App, command: &Command) -> Result<Exit> {
     match command {
         Command::Init(args) => or_cancelled(app, init::run(app, args)).await,
         Command::Save(args) => save::run(app, args).await,
+        Command::Run(args) => run::run(app, args).await,
         Command::List(args) => or_cancelled(app, list::run(app, args)).await,
         Command::Show(args) => or_cancelled(app, show::run(app, args)).await,
         Command::Restore(args) => restore::run(app, args).await,
@@ -76,7 +78,7 @@ fn limits(config: &Config, repository: &Repository) -> Result<Limits> {
 }
 
 /// A child writes to our standard error by itself, unless a progress bar must step aside for it.
-fn stderr_lines(output: &Output) -> Option<LineCallback> {
+pub(crate) fn stderr_lines(output: &Output) -> Option<LineCallback> {
     if output.progress != ProgressStyle::Bar {
         return None;
     }
@@ -85,7 +87,7 @@ fn stderr_lines(output: &Output) -> Option<LineCallback> {
 }
 
 /// Tells warnings about single files of a directory as they come, and collects them.
-fn told(output: &Output, warnings: &Warnings) -> WarningCallback {
+pub(crate) fn told(output: &Output, warnings: &Warnings) -> WarningCallback {
     let (output, warnings) = (output.clone(), warnings.clone());
     Box::new(move |DirectoryWarning { path, what, .. }| {
         let text = format!("{}: {what}", path.display());

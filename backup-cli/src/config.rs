@@ -18,8 +18,10 @@ use toml::Spanned;
 use crate::args::{CipherName, CodecName, Command, EncodingFlags, Globals, RecipientFlags, S3Flags, byte_size};
 
 pub(crate) mod file;
+mod targets;
 
 use file::ConfigFile;
+pub(crate) use targets::Target;
 
 /// Where the file is looked for when neither a flag nor the environment names one.
 const DEFAULT_FILES: [&str; 2] = ["backup.toml", "/etc/backup/backup.toml"];
@@ -85,6 +87,8 @@ pub(crate) struct Config {
     pub(crate) memory: Option<Setting<ByteSize>>,
     pub(crate) workers: Option<Setting<NonZeroUsize>>,
     pub(crate) encoding: Encoding,
+    /// What `run` backs up, by name.
+    pub(crate) targets: Vec<Target>,
 }
 
 /// How S3 is reached.
@@ -158,6 +162,7 @@ impl Config {
                 |f| f.values.workers.as_ref(),
             )?,
             encoding: Encoding::merge(&layers, encoding)?,
+            targets: file.map_or_else(|| Ok(Vec::new()), targets::targets)?,
         })
     }
 
@@ -263,6 +268,7 @@ fn flags_of(command: &Command) -> (Option<&RecipientFlags>, Option<&EncodingFlag
     match command {
         Command::Init(args) => (Some(&args.recipients), None),
         Command::Save(args) => (Some(&args.recipients), Some(&args.encoding)),
+        Command::Run(args) => (Some(&args.recipients), Some(&args.encoding)),
         _ => (None, None),
     }
 }

@@ -21,6 +21,7 @@ mod args;
 mod command;
 mod config;
 mod exit;
+mod input;
 mod keys;
 mod log;
 mod output;

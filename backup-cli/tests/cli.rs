@@ -103,7 +103,8 @@ impl User {
 #[test]
 fn help_texts() {
     let user = User::new();
-    for command in ["", "init", "save", "list", "show", "restore", "verify", "config", "config show", "generate"] {
+    for command in ["", "init", "save", "run", "list", "show", "restore", "verify", "config", "config show", "generate"]
+    {
         let arguments: Vec<&str> = command.split_whitespace().chain(["-h"]).collect();
         let ran = user.run(&arguments);
         assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));

@@ -9,14 +9,18 @@ use crate::error::Result;
 use crate::pipeline::Buffer;
 use crate::repository::layout::StreamName;
 
+pub mod base_backup;
 pub mod command;
 pub mod directory;
+pub mod files_index;
 pub mod memory;
 pub mod reader;
 pub mod stream;
 
+pub use base_backup::{ClusterOptions, ClusterSource};
 pub use command::{CommandOptions, CommandSource, LineCallback};
-pub use directory::{DirectoryOptions, DirectorySource, DirectoryWarning, FilesIndexSource, WarningCallback};
+pub use directory::{DirectoryOptions, DirectorySource, DirectoryWarning, WarningCallback};
+pub use files_index::FilesIndexSource;
 pub use memory::BytesSource;
 pub use reader::ReaderSource;
 pub use stream::StreamSource;

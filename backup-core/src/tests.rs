@@ -180,18 +180,20 @@ async fn one_failing_stream_stops_the_others() {
 
 /// Streams with the given names and contents, one after the other; a name that is empty fails.
 #[derive(Debug)]
-struct Queue(std::vec::IntoIter<(&'static str, Vec<u8>)>);
+struct Queue(std::collections::VecDeque<(&'static str, Vec<u8>)>);
 
 impl Queue {
     fn of(streams: &[(&'static str, Vec<u8>)]) -> Self {
-        Self(streams.to_vec().into_iter())
+        Self(streams.iter().cloned().collect())
     }
 }
 
 impl Lane for Queue {
     fn next(&mut self) -> futures::future::BoxFuture<'_, Result<Option<Named>>> {
-        let next =
-            self.0.next().map(|(name, data)| Ok((name.parse()?, Box::new(BytesSource::new(data)) as Box<dyn Source>)));
+        let next = self
+            .0
+            .pop_front()
+            .map(|(name, data)| Ok((name.parse()?, Box::new(BytesSource::new(data)) as Box<dyn Source>)));
         Box::pin(async { next.transpose() })
     }
 }

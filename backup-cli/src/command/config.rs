@@ -23,7 +23,7 @@ struct Document {
 
 #[derive(Debug, Serialize)]
 struct Entry {
-    key: &'static str,
+    key: String,
     value: Option<String>,
     origin: Option<Origin>,
 }
@@ -41,6 +41,7 @@ async fn check(app: &App) -> Result<Exit> {
     keys::configured_recipients(&app.config)?;
     keys::age_identities(&app.config)?;
     keys::check_passphrase_file(&app.config).await?;
+    app.config.targets.iter().try_for_each(|target| target.input.check())?;
     app.output.note("the configuration is sound");
     Ok(Exit::Done)
 }
@@ -55,7 +56,7 @@ fn show(app: &App, json: bool) -> Result<Exit> {
     let mut rows = vec![["SETTING", "VALUE", "FROM"].map(str::to_owned).to_vec()];
     for Entry { key, value, origin } in settings {
         let origin = origin.map_or_else(|| "not set".to_owned(), |o| o.to_string());
-        rows.push(vec![key.to_owned(), value.unwrap_or_else(|| "-".to_owned()), origin]);
+        rows.push(vec![key, value.unwrap_or_else(|| "-".to_owned()), origin]);
     }
     match &app.config.file {
         Some(path) => app.output.note(format!("configuration file: {}", path.display())),
@@ -68,7 +69,7 @@ fn show(app: &App, json: bool) -> Result<Exit> {
 /// All settings, by their names in the file.
 fn entries(config: &Config) -> Vec<Entry> {
     fn entry<T>(key: &'static str, setting: Option<&Setting<T>>, text: impl Fn(&T) -> String) -> Entry {
-        Entry { key, value: setting.map(|s| text(&s.value)), origin: setting.map(|s| s.origin.clone()) }
+        Entry { key: key.to_owned(), value: setting.map(|s| text(&s.value)), origin: setting.map(|s| s.origin.clone()) }
     }
     fn plain<T: ToString>(key: &'static str, setting: Option<&Setting<T>>) -> Entry {
         entry(key, setting, T::to_string)
@@ -78,7 +79,7 @@ fn entries(config: &Config) -> Vec<Entry> {
         Some(Setting { value: PassphraseFrom::Command(_), .. }) => "passphrase_command",
         _ => "passphrase_file",
     };
-    vec![
+    let mut all = vec![
         plain("repository.url", config.repository.as_ref()),
         plain("repository.s3.endpoint", config.s3.endpoint.as_ref()),
         plain("repository.s3.region", config.s3.region.as_ref()),
@@ -96,7 +97,13 @@ fn entries(config: &Config) -> Vec<Entry> {
         plain("level", Some(&config.encoding.level)),
         entry("codec", Some(&config.encoding.codec), value_name),
         entry("cipher", Some(&config.encoding.cipher), value_name),
-    ]
+    ];
+    all.extend(config.targets.iter().map(|target| Entry {
+        key: format!("targets.{}", target.name),
+        value: Some(target.input.describe()),
+        origin: config.file.clone().map(|path| Origin::File { path, line: target.line }),
+    }));
+    all
 }
 
 /// Only the program: people put secrets into arguments and assignments.

@@ -1,6 +1,6 @@
 //! What `list`, `show` and `restore` say about a backup.
 
-use backup_core::format::{Condition, Kind, Manifest, RecipientName, StreamEntry};
+use backup_core::format::{ClusterEntry, Condition, Kind, Manifest, RecipientName, StreamEntry};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -18,6 +18,9 @@ pub(crate) struct BackupDocument {
     stored_bytes: u64,
     data_key: String,
     recipients: Vec<RecipientName>,
+    /// Only of a base backup.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<ClusterEntry>,
     requires: Vec<String>,
     streams: Vec<StreamDocument>,
     program_version: String,
@@ -51,6 +54,7 @@ impl BackupDocument {
             stored_bytes: manifest.stored_bytes(),
             data_key: manifest.data_key.clone(),
             recipients: manifest.recipients.clone(),
+            cluster: manifest.cluster.clone(),
             requires: manifest.requires.clone(),
             streams: manifest.streams.iter().map(stream).collect(),
             program_version: manifest.version.clone(),

@@ -3,90 +3,57 @@
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
-use backup_core::format::{Kind, Manifest};
+use backup_core::format::{Condition, Manifest};
 use backup_core::pipeline::{Backup, Findings};
-use backup_core::postgres::conninfo::ConnInfo;
-use backup_core::postgres::dump::DumpOptions;
 use backup_core::repository::Repository;
-use backup_core::repository::layout::{StreamName, TargetName};
-use backup_core::source::directory::{DirectoryOptions, DirectorySource};
-use backup_core::source::{CommandOptions, CommandSource, ReaderSource};
-use backup_core::{Error, Result, Stage};
-use serde_json::json;
+use backup_core::repository::layout::TargetName;
+use backup_core::{Error, Result};
 
 use crate::args::SaveArgs;
 use crate::exit::Exit;
+use crate::input::Input;
 use crate::output::{Output, bytes, write_stdout};
 use crate::progress::{self, Shown, rate};
 use crate::{App, keys};
 
 use super::describe::data_bytes;
-use super::{limits, location, or_cancelled, stderr_lines, told};
+use super::{limits, location, or_cancelled};
 
 pub(crate) async fn run(app: &App, args: &SaveArgs) -> Result<Exit> {
     let target: TargetName = args.name.parse()?;
-    if reads_stdin(args) && io::stdin().is_terminal() {
+    let input = Input::of_flags(args);
+    if matches!(input, Input::Stdin) && io::stdin().is_terminal() {
         return Err(Error::config("nothing to back up: standard input is a terminal").with_hint(
-            "pipe data in, or use '-- COMMAND', --pg-dump CONNINFO or --directory PATH; see 'backup save --help'",
+            "pipe data in, or use '-- COMMAND', --base-backup CONNINFO, --pg-dump CONNINFO or --directory PATH; see 'backup save --help'",
         ));
     }
+    back_up(app, &target, &input).await
+}
+
+/// Makes one backup, and says what came of it.
+pub(super) async fn back_up(app: &App, target: &TargetName, input: &Input) -> Result<Exit> {
     let begun = Instant::now();
-    let backup = or_cancelled(app, prepare(app, args, target)).await?;
+    let backup = or_cancelled(app, prepare(app, target, input)).await?;
     let handle = backup.start()?;
     let counters = handle.counters();
     let manifest = progress::during(&app.output, None, || Shown::saving(&counters.snapshot()), handle.wait()).await?;
     finish(&app.output, &manifest, begun.elapsed())
 }
 
-async fn prepare(app: &App, args: &SaveArgs, target: TargetName) -> Result<Backup> {
+async fn prepare(app: &App, target: &TargetName, input: &Input) -> Result<Backup> {
     let location = location(&app.config)?;
     let recipients = keys::recipients(&app.config).await?;
     let repository = Repository::open(&location).await?;
     let limits = limits(&app.config, &repository)?;
     let findings = Findings::default();
-    let backup = Backup::new(repository, target)
+    let backup = Backup::new(repository, target.clone())
         .recipients(recipients)
         .compression(app.config.encoding.compression())
         .suite(app.config.encoding.suite())
         .limits(limits)
         .findings(findings.clone())
         .cancel_on(&app.cancel);
-    add_input(app, args, backup, &findings).await
-}
-
-fn reads_stdin(args: &SaveArgs) -> bool {
-    args.command.is_empty() && args.source.pg_dump.is_none() && args.source.directory.is_none()
-}
-
-/// Adds what the flags name.
-async fn add_input(app: &App, args: &SaveArgs, backup: Backup, findings: &Findings) -> Result<Backup> {
-    let (data, dump, files): (StreamName, StreamName, StreamName) =
-        ("data".parse()?, "dump".parse()?, "files".parse()?);
-    if let Some(conninfo) = &args.source.pg_dump {
-        let options = DumpOptions::new(ConnInfo::parse(conninfo)?);
-        let details = serde_json::to_value(options.details().await?)
-            .map_err(|e| Error::internal(Stage::Setup, "could not describe the database").with_source(e))?;
-        let source = options.source(stderr_lines(&app.output))?;
-        return Ok(backup.kind(Kind::PgDump).details(details).stream(dump, source));
-    }
-    if let Some(path) = &args.source.directory {
-        let mut options = DirectoryOptions::default();
-        options.on_warning = Some(told(&app.output, findings.warnings()));
-        let (tar, index) = DirectorySource::new(path, options)?;
-        let details = json!({ "directory": path.to_string_lossy() });
-        return Ok(backup.kind(Kind::Directory).details(details).stream(data, tar).thin_stream(files, index));
-    }
-    if let Some((program, arguments)) = args.command.split_first() {
-        let mut command = std::process::Command::new(program);
-        command.args(arguments);
-        let mut options = CommandOptions::default();
-        options.stderr = stderr_lines(&app.output);
-        let source = CommandSource::spawn_with(command, options)?;
-        // The arguments are not remembered: people put passwords there.
-        let details = json!({ "program": program.to_string_lossy() });
-        return Ok(backup.kind(Kind::Command).details(details).stream(data, source));
-    }
-    Ok(backup.kind(Kind::Stream).stream(data, ReaderSource::stdin()?))
+    input.add_to(app, target, backup, &findings).await
 }
 
 fn finish(output: &Output, manifest: &Manifest, elapsed: Duration) -> Result<Exit> {
@@ -101,12 +68,24 @@ fn finish(output: &Output, manifest: &Manifest, elapsed: Duration) -> Result<Exi
         plain as f64 / stored.max(1) as f64,
     ));
     let mut exit = Exit::Done;
+    if let Some(cluster) = &manifest.cluster {
+        let with = if cluster.wal_included { "with its WAL" } else { "without its WAL" };
+        let (timeline, start, stop) = (cluster.timeline, cluster.start_lsn, cluster.stop_lsn);
+        output.note(format!("timeline {timeline}, from {start} to {stop}, {with}"));
+    }
     if plain == 0 {
         // What a command that fails at once leaves in a pipe: we cannot see that it failed. An empty stream is a stream, though.
         output.note("the stream was empty; had a command before the pipe failed, it would look like this");
     }
     if manifest.warnings > 0 {
         output.warning(format!("the source gave {} warnings", manifest.warnings));
+        exit = Exit::Warnings;
+    }
+    if manifest.condition == Condition::Damaged {
+        output.warning(format!(
+            "the source itself is damaged: {} is kept, and will not be chosen as the latest of '{}'",
+            manifest.id, manifest.target
+        ));
         exit = Exit::Warnings;
     }
     if let Err(e) = write_stdout(&format!("{}\n", manifest.id)) {

@@ -83,6 +83,12 @@ fn text(manifest: &Manifest, details: Option<&Value>) -> String {
         ("encrypted to", recipients.join(", ")),
         ("made by", format!("backup {}", manifest.version)),
     ];
+    if let Some(cluster) = &manifest.cluster {
+        facts.push(("cluster", cluster.system_identifier.to_string()));
+        facts.push(("timeline", cluster.timeline.to_string()));
+        facts.push(("WAL", format!("{} to {}", cluster.start_lsn, cluster.stop_lsn)));
+        facts.push(("consistent", format!("at {}, by the server's clock", time(cluster.stopped))));
+    }
     if !manifest.requires.is_empty() {
         facts.push(("requires", manifest.requires.join(", ")));
     }

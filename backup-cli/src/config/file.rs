@@ -9,6 +9,7 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::targets::TargetTables;
 use crate::args::{CipherName, CodecName};
 use crate::small_file::SmallFile;
 
@@ -41,6 +42,8 @@ pub(crate) struct Values {
     pub(crate) level: Option<Spanned<i32>>,
     pub(crate) codec: Option<Spanned<CodecName>>,
     pub(crate) cipher: Option<Spanned<CipherName>>,
+    #[serde(default)]
+    pub(crate) targets: TargetTables,
 }
 
 /// `[repository]`.

@@ -7,29 +7,20 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
-use futures::FutureExt;
 use futures::future::BoxFuture;
 use rustix::fs::{Mode, OFlags};
-use tokio::sync::mpsc;
 
+use super::files_index::{self, FilesIndexSource};
 use super::reader::{ReaderSource, source_error};
 use super::{Piece, Source};
-use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::error::Result;
 use crate::pipeline::Buffer;
 
-mod index;
 mod tar;
 mod walk;
 
-pub use index::{EntryKind, FileEntry};
-
-use index::IndexWriter;
 use tar::TarInput;
 use walk::Walk;
-
-/// Index pieces that wait to be read, each of about 64 KiB.
-const INDEX_PIECES: usize = 2;
 
 /// Receives what went wrong with single files, of a backup or of a restore, that are left out or not quite what they were.
 pub type WarningCallback = Box<dyn FnMut(DirectoryWarning) + Send>;
@@ -62,20 +53,6 @@ pub struct DirectoryWarning {
 /// seen yet; not for the tree.
 pub struct DirectorySource(ReaderSource);
 
-/// The index of the tar stream: a [`FileEntry`] in JSON per line, in the same order.
-///
-/// Read it while the tar is read. If it is dropped, the tar goes on without.
-pub struct FilesIndexSource {
-    pieces: mpsc::Receiver<IndexPiece>,
-    ended: bool,
-}
-
-enum IndexPiece {
-    Lines(Bytes),
-    /// The walk is complete. A channel that closes without it belongs to a walk that failed.
-    End,
-}
-
 impl DirectorySource {
     /// Opens `path`, and makes the two streams.
     ///
@@ -85,12 +62,12 @@ impl DirectorySource {
         let path = path.as_ref();
         let root =
             open_directory(path).map_err(|e| source_error(format!("cannot open {}", path.display()), e.into()))?;
-        let (sender, pieces) = mpsc::channel(INDEX_PIECES);
+        let (index, index_source) = files_index::channel();
         let warn = options.on_warning.unwrap_or_else(|| {
             Box::new(|DirectoryWarning { path, what }| tracing::warn!(path = %path.display(), "{what}"))
         });
-        let input = TarInput::new(Walk::new(root)?, IndexWriter::new(sender), warn);
-        Ok((Self(ReaderSource::from_input(input)?), FilesIndexSource { pieces, ended: false }))
+        let input = TarInput::new(Walk::new(root)?, index, warn);
+        Ok((Self(ReaderSource::from_input(input)?), index_source))
     }
 }
 
@@ -100,38 +77,9 @@ impl Source for DirectorySource {
     }
 }
 
-impl FilesIndexSource {
-    async fn pull(&mut self) -> Result<Option<Piece>> {
-        if self.ended {
-            return Ok(None);
-        }
-        match self.pieces.recv().await {
-            Some(IndexPiece::Lines(lines)) => Ok(Some(Piece::Bytes(lines))),
-            Some(IndexPiece::End) => {
-                self.ended = true;
-                Ok(None)
-            }
-            None => Err(Error::new(ErrorKind::Source, Stage::Source, "the directory was not read to its end")),
-        }
-    }
-}
-
-impl Source for FilesIndexSource {
-    fn next(&mut self, buffer: Buffer) -> BoxFuture<'_, Result<Option<Piece>>> {
-        drop(buffer);
-        self.pull().boxed()
-    }
-}
-
 impl fmt::Debug for DirectorySource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("DirectorySource").field(&self.0).finish()
-    }
-}
-
-impl fmt::Debug for FilesIndexSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FilesIndexSource").field("ended", &self.ended).finish_non_exhaustive()
     }
 }
 

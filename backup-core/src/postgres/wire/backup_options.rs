@@ -100,7 +100,8 @@ impl ManifestChecksums {
 }
 
 impl CompressionMethod {
-    fn name(self) -> &'static str {
+    /// Its name, as PostgreSQL and our details have it.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Gzip => "gzip",
             Self::Lz4 => "lz4",

@@ -10,11 +10,11 @@ use rustix::fs::{FileType, OFlags, Stat, fstat, readlinkat};
 use rustix::io::Errno;
 use tar::{Builder, EntryType, Header};
 
-use super::index::{EntryKind, FileEntry, IndexWriter};
 use super::walk::{Found, Walk, file_type};
 use super::{DirectoryWarning, WarningCallback};
 use crate::error::Result;
 use crate::restore::directory::MARKER;
+use crate::source::files_index::{EntryKind, FileEntry, IndexWriter};
 use crate::source::reader::{Input, source_error};
 
 const BLOCK: u64 = 512;
@@ -95,7 +95,7 @@ impl TarInput {
             None => {
                 self.stage = Progress::Done;
                 self.pending.resize(2 * BLOCK as usize, 0);
-                self.index.finish();
+                self.index.finish_blocking();
                 Ok(())
             }
         }
@@ -201,6 +201,7 @@ impl TarInput {
         let mut entry = FileEntry {
             path: String::new(),
             path_base64: None,
+            stream: None,
             kind,
             offset: self.offset,
             size,
@@ -208,7 +209,7 @@ impl TarInput {
             mtime_ns: i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec),
         };
         entry.set_path(self.walk.path());
-        self.index.push(&entry);
+        self.index.push_blocking(&entry);
         Ok(())
     }
 

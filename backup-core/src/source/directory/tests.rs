@@ -6,6 +6,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use crate::ErrorKind;
+use crate::source::files_index::{EntryKind, FileEntry};
 use crate::source::tests::read_all;
 
 type Warnings = Arc<Mutex<Vec<String>>>;

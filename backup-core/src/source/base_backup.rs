@@ -1,0 +1,260 @@
+//! A whole PostgreSQL cluster, as its server sends it: archives, backup manifest, and the log that makes them consistent.
+//!
+//! ```text
+//! connection 1: BASE_BACKUP ─▶ base, tablespace-…, backup_manifest   (one lane, one after the other)
+//!                   ├────────▶ files                                 (index of the archives)
+//!                   ╰ start, end of the log that is needed ╮
+//! connection 2: START_REPLICATION ◀────────────────────────╯ ─▶ pg_wal
+//! ```
+//!
+//! The log is streamed while the archives are read, for a temporary slot that is made before the backup begins: so the server keeps it,
+//! and what cannot be had (a free slot, a second connection) is found out before anything is read.
+
+use std::fmt;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::sync::{oneshot, watch};
+
+use super::FilesIndexSource;
+use super::files_index;
+use crate::clock::{Clock, SystemClock};
+use crate::encrypt::random;
+use crate::error::{Error, Result, Stage};
+use crate::format::{ClusterEntry, Kind};
+use crate::pipeline::{Backup, Findings, Share};
+use crate::postgres::wal::{SegmentSize, SystemIdentifier};
+use crate::postgres::wire::{
+    BaseBackupOptions, ConnectOptions, Connection, Mode, NoticeCallback, ServerMessage, WalPosition, sqlstate,
+};
+
+mod archives;
+mod entries;
+mod wal;
+
+use archives::ArchivesLane;
+use wal::WalSource;
+
+/// What to say to the user who is to wait.
+pub type WarningText = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// A base backup that is to be made: whom to ask, and for what.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct ClusterOptions {
+    /// The server.
+    pub connect: ConnectOptions,
+    /// What to ask it for. `wal` and `wait_for_archive` are set here, by `include_wal`.
+    pub request: BaseBackupOptions,
+    /// Whether the log from the backup's start to its end is streamed into it, which makes it restorable by itself. Otherwise the archive has
+    /// to have it, and the server is asked to wait until it does.
+    pub include_wal: bool,
+    /// Is told what the server warns of; it is a warning of the backup, too.
+    pub on_warning: Option<WarningText>,
+}
+
+/// A server that is ready to be backed up: connected, with a slot for its log. [`add_to`](Self::add_to) a backup; nothing has been read yet.
+#[derive(Debug)]
+pub struct ClusterSource {
+    facts: Arc<Facts>,
+    connection: Connection,
+    request: BaseBackupOptions,
+    wal: Option<(Connection, String)>,
+}
+
+/// What is known of the cluster before it is read, and where to report the rest.
+#[derive(Debug)]
+struct Facts {
+    system_identifier: SystemIdentifier,
+    server_version_num: u32,
+    server_version: String,
+    segment_size: SegmentSize,
+    /// When this conversation began, by our clock.
+    connected: Timestamp,
+    wal_included: bool,
+    findings: Findings,
+}
+
+impl ClusterOptions {
+    /// A fast checkpoint, everything included.
+    pub fn new(connect: ConnectOptions, label: impl Into<String>) -> Self {
+        let request = BaseBackupOptions { label: label.into(), ..BaseBackupOptions::default() };
+        Self { connect, request, include_wal: true, on_warning: None }
+    }
+
+    /// Connects. What the server warns of while it is read goes to `findings`, which the backup must have too.
+    ///
+    /// Cancel safe: dropping the future closes the connections, and with them goes the slot.
+    ///
+    /// # Errors
+    /// `Config` or `Source` with the server's words: it cannot be reached, refuses us, has no WAL sender or slot left.
+    pub async fn connect(self, findings: &Findings) -> Result<ClusterSource> {
+        let options = self.connect.on_notice(warnings_to(findings, self.on_warning));
+        let mut connection = Connection::connect(&options, Mode::Replication).await?;
+        let system = connection.identify_system().await?;
+        let segment_size = segment_size(&connection.show("wal_segment_size").await?)?;
+        let facts = Facts {
+            system_identifier: system.system,
+            server_version_num: connection.server_version_num()?,
+            server_version: connection.parameters().get("server_version").unwrap_or_default().to_owned(),
+            segment_size,
+            connected: SystemClock.now(),
+            wal_included: self.include_wal,
+            findings: findings.clone(),
+        };
+        let wal = match self.include_wal {
+            true => Some(wal_connection(&options, &facts).await?),
+            false => None,
+        };
+        // Log that is not in the backup must be in the archive before the backup counts.
+        let request = BaseBackupOptions { wal: false, wait_for_archive: !self.include_wal, ..self.request };
+        Ok(ClusterSource { facts: Arc::new(facts), connection, request, wal })
+    }
+}
+
+/// A second connection, with a slot of its own that ends with it.
+async fn wal_connection(options: &ConnectOptions, facts: &Facts) -> Result<(Connection, String)> {
+    let connected = Connection::connect(options, Mode::Replication).await;
+    let mut connection = connected.map_err(|e| lacking(e, "max_wal_senders"))?;
+    let system = connection.identify_system().await?;
+    if system.system != facts.system_identifier {
+        return Err(Error::config("two connections led to two different clusters").with_hint("name one host"));
+    }
+    let slot = format!("backup_{}", data_encoding::HEXLOWER.encode(&random::bytes::<8>()));
+    let created = connection.create_replication_slot(&slot, true, true).await;
+    created.map_err(|e| lacking(e, "max_replication_slots"))?;
+    Ok((connection, slot))
+}
+
+/// What the first connection could be given and the second not.
+fn lacking(error: Error, setting: &str) -> Error {
+    let scarce = sqlstate(&error).is_some_and(|state| state.starts_with("53") || state == "55000");
+    match scarce {
+        true => error
+            .with_hint(format!("raise {setting}: the WAL is streamed beside the backup; or leave it out (--no-wal)")),
+        false => error,
+    }
+}
+
+impl ClusterSource {
+    /// The cluster.
+    pub fn system_identifier(&self) -> SystemIdentifier {
+        self.facts.system_identifier
+    }
+
+    /// The server's version, such as `15.18 (Debian 15.18-0+deb12u1)`.
+    pub fn server_version(&self) -> &str {
+        &self.facts.server_version
+    }
+
+    /// Adds the cluster's streams to a backup, and what is to be said of it.
+    pub fn add_to(self, backup: Backup) -> Result<Backup> {
+        let details = self.details();
+        let (started, start) = oneshot::channel();
+        let (ended, end) = watch::channel(None);
+        // What the server has compressed is stored as it came: where its files lie in it nobody knows.
+        let (index, files) = match self.request.compression {
+            None => Some(files_index::channel()).unzip(),
+            Some(_) => (None, None),
+        };
+        let wal =
+            self.wal.map(|(connection, slot)| WalSource::new(Arc::clone(&self.facts), connection, slot, start, end));
+        let archives = ArchivesLane::new(self.facts, self.connection, self.request, index, started, ended);
+        let mut backup = backup.kind(Kind::BaseBackup).details(details).lane(Share::Full, archives);
+        if let Some(files) = files {
+            let files: FilesIndexSource = files;
+            backup = backup.thin_stream("files".parse()?, files);
+        }
+        if let Some(wal) = wal {
+            backup = backup.thin_stream("pg_wal".parse()?, wal);
+        }
+        Ok(backup)
+    }
+
+    fn details(&self) -> Value {
+        let mut details = json!({
+            "method": "stream",
+            "server_version": self.facts.server_version,
+            "label": self.request.label,
+        });
+        if let Some(compression) = self.request.compression {
+            details["compression"] = compression.method.name().into();
+        }
+        details
+    }
+}
+
+impl Facts {
+    /// What the manifest says of the cluster, when the backup has ended.
+    fn report(&self, start: WalPosition, stop: WalPosition, stopped: Timestamp) {
+        self.findings.set_cluster(ClusterEntry {
+            system_identifier: self.system_identifier,
+            server_version_num: self.server_version_num,
+            wal_segment_bytes: self.segment_size,
+            timeline: start.timeline,
+            start_lsn: start.lsn,
+            stop_lsn: stop.lsn,
+            stopped,
+            wal_included: self.wal_included,
+        });
+    }
+}
+
+/// What the server warns of becomes a warning of the backup; what it merely remarks is logged.
+fn warnings_to(findings: &Findings, told: Option<WarningText>) -> NoticeCallback {
+    let findings = findings.clone();
+    Arc::new(move |notice: &ServerMessage| {
+        if notice.severity != "WARNING" {
+            tracing::info!(severity = notice.severity, "{notice}");
+            return;
+        }
+        let text = notice.to_string();
+        if let Some(told) = &told {
+            told(&text);
+        }
+        findings.warnings().push(text);
+    })
+}
+
+/// `SHOW wal_segment_size`: a number and its unit.
+fn segment_size(text: &str) -> Result<SegmentSize> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit: u32 = match unit {
+        "MB" => 1 << 20,
+        "GB" => 1 << 30,
+        "kB" => 1 << 10,
+        "" | "B" => 1,
+        _ => 0,
+    };
+    let bytes = number.parse::<u32>().ok().and_then(|number| number.checked_mul(unit));
+    bytes.and_then(SegmentSize::new).ok_or_else(|| {
+        Error::internal(Stage::Source, format!("the server says that its WAL segments have {}", text.escape_debug()))
+    })
+}
+
+impl fmt::Debug for ClusterOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClusterOptions")
+            .field("connect", &self.connect)
+            .field("request", &self.request)
+            .field("include_wal", &self.include_wal)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segment_sizes_are_read_as_the_server_shows_them() {
+        for (text, bytes) in [("16MB", 16 << 20), ("1MB", 1 << 20), ("1GB", 1 << 30), ("65536kB", 64 << 20)] {
+            assert_eq!(segment_size(text).unwrap().bytes(), bytes, "{text}");
+        }
+        for text in ["", "16", "16TB", "MB", "99999999999MB"] {
+            assert!(segment_size(text).is_err(), "{text}");
+        }
+    }
+}
