@@ -78,8 +78,8 @@ async fn replication(server: &Server) -> Connection {
 /// Everything that a server can be asked, on one connection.
 async fn everything(major: u32) {
     let server = NewServer::of_major(major).initdb("--wal-segsize=1").start();
-    let space = server.directory().join("space");
-    server.sql(&format!("COPY (SELECT 1) TO PROGRAM 'mkdir -m 700 {}'", space.display())).await;
+    let space = server.tablespaces().join("space");
+    server.sql(&format!("COPY (SELECT 1) TO PROGRAM 'mkdir -p {}'", space.display())).await;
     server.sql(&format!("CREATE TABLESPACE space LOCATION '{}'", space.display())).await;
     server.sql("CREATE TABLE t TABLESPACE space AS SELECT g FROM generate_series(1, 50000) g").await;
 
@@ -222,7 +222,10 @@ async fn a_timeline_ends(major: u32) {
     server.stop();
     std::fs::write(server.data().join("recovery.signal"), "").unwrap();
     server.start();
-    server.sql("CHECKPOINT").await;
+    // It may take connections before its recovery is over.
+    while server.sql("SELECT pg_is_in_recovery()").await != [[Some("f".to_owned())]] {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 
     let mut connection = replication(&server).await;
     let second = Timeline::new(2).unwrap();

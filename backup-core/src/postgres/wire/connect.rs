@@ -184,7 +184,7 @@ impl Attempt<'_> {
         };
         let mut channel = Channel::new(socket, options.notices.clone());
         channel.say(|out| frontend::startup_message(self.parameters(), out))?;
-        channel.send().await.map_err(Failure::Next)?;
+        channel.send().await;
         let credentials = Credentials {
             user: &options.user,
             password: options.password_for(host, self.mode),
