@@ -197,6 +197,12 @@ async fn sslmode_means_what_libpq_means() {
     assert!(error.hint().unwrap().contains("a name that the certificate has"), "{error:?}");
     let error = client.refused(&format!("user=tls sslrootcert={root} host='' sslmode=verify-full")).await;
     assert!(chain(&error).contains("needs the host's name"), "{error:?}");
+    // What the first of two ways met is not lost.
+    let error = client.refused(&format!("user=tls sslmode=prefer sslrootcert={wrong}")).await;
+    assert_eq!(sqlstate(&error), Some("28000"), "{error:?}");
+    assert!(
+        error.hint().unwrap().contains("with TLS it failed too") && error.hint().unwrap().contains("UnknownIssuer")
+    );
     // The usual place counts as if it had been named.
     client.file(".postgresql/root.crt", &other.certificate, 0o644);
     client.refused("user=tls sslmode=require").await;

@@ -178,7 +178,7 @@ impl WalStream {
     /// Not cancel safe: dropping the future closes the connection.
     ///
     /// # Errors
-    /// `Source` with the server's message, or when the connection breaks.
+    /// `Source` with the server's message, or when the connection breaks, as it does when the stream ended because the server stops.
     pub async fn finish(mut self) -> Result<(Connection, Option<WalPosition>)> {
         if self.state != State::Finished {
             self.connection.channel.say(|out| {
