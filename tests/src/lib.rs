@@ -1,5 +1,6 @@
 //! What the tests share: the program on a machine of its own, the library in an embedder's hands, and real parts around them.
 
+pub mod certificates;
 pub mod data;
 pub mod decoder;
 pub mod embedder;

@@ -112,6 +112,11 @@ impl Server {
         self.directory.join("data")
     }
 
+    /// Where tablespaces can be made, each in a directory that the server has to make first. They go with the server.
+    pub fn tablespaces(&self) -> PathBuf {
+        self.directory.join("tablespaces")
+    }
+
     /// The directory of its socket.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -156,7 +161,7 @@ impl Server {
         self.control_with(&["stop"], &[]);
     }
 
-    /// Starts it again. If it was killed, its processes must be gone first, as they are after [`kill`](Self::kill).
+    /// Starts it again.
     ///
     /// # Panics
     /// When it does not start.
@@ -180,6 +185,13 @@ impl Server {
         while std::iter::once(main).chain(children.iter().copied()).any(is_alive) {
             assert!(started.elapsed() < Duration::from_secs(30), "it does not die");
             std::thread::sleep(Duration::from_millis(5));
+        }
+        // Where nobody reaps the dead, as in many containers, a new server would take this one for alive.
+        std::fs::remove_file(self.data().join("postmaster.pid")).expect("it left that file");
+        for entry in std::fs::read_dir(&self.directory).expect("its directory").flatten() {
+            if entry.file_name().to_string_lossy().starts_with(".s.PGSQL.") {
+                std::fs::remove_file(entry.path()).expect("its socket and the lock of it");
+            }
         }
     }
 

@@ -135,7 +135,8 @@ async fn cleartext(channel: &mut Channel, credentials: &Credentials<'_>) -> Resu
     refuse_unbound(credentials)?;
     let password = credentials.password()?;
     channel.say(|out| frontend::password_message(password.as_bytes(), out))?;
-    channel.send().await
+    channel.send().await;
+    Ok(())
 }
 
 async fn md5(channel: &mut Channel, credentials: &Credentials<'_>, salt: [u8; 4]) -> Result<()> {
@@ -145,7 +146,8 @@ async fn md5(channel: &mut Channel, credentials: &Credentials<'_>, salt: [u8; 4]
     refuse_unbound(credentials)?;
     let hash = Zeroizing::new(md5_hash(credentials.user.as_bytes(), credentials.password()?.as_bytes(), salt));
     channel.say(|out| frontend::password_message(hash.as_bytes(), out))?;
-    channel.send().await
+    channel.send().await;
+    Ok(())
 }
 
 /// SCRAM (RFC 5802, RFC 7677); returns whether it was bound to the TLS session.
@@ -158,7 +160,7 @@ async fn scram(channel: &mut Channel, credentials: &Credentials<'_>, offered: &[
     let password = credentials.password()?;
     let mut exchange = sasl::ScramSha256::new(password.as_bytes(), binding);
     channel.say(|out| frontend::sasl_initial_response(mechanism, exchange.message(), out))?;
-    channel.send().await?;
+    channel.send().await;
 
     let Message::AuthenticationSaslContinue(body) = next(channel).await? else {
         return Err(confused_by("its SCRAM stops in the middle").into());
@@ -169,7 +171,7 @@ async fn scram(channel: &mut Channel, credentials: &Credentials<'_>, offered: &[
     let mut exchange =
         hashed.await.map_err(|e| Error::internal(Stage::Source, "SCRAM failed").with_source(e))?.map_err(confused)?;
     channel.say(|out| frontend::sasl_response(exchange.message(), out))?;
-    channel.send().await?;
+    channel.send().await;
 
     let Message::AuthenticationSaslFinal(body) = next(channel).await? else {
         return Err(confused_by("it does not show that it knows the password").into());

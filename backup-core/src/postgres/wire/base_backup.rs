@@ -71,7 +71,8 @@ pub struct BaseBackup {
     state: State,
     /// Events that came at once and have not been asked for.
     ready: VecDeque<BackupEvent>,
-    archives: usize,
+    /// Which tablespaces have come, by their index.
+    seen: Vec<bool>,
     manifest_seen: bool,
     ended: bool,
 }
@@ -106,6 +107,7 @@ impl Connection {
         if tablespaces.iter().filter(|tablespace| tablespace.oid.is_none()).count() != 1 {
             return Err(confused_by("its base backup has not exactly one data directory"));
         }
+        let seen = vec![false; tablespaces.len()];
         Ok(BaseBackup {
             connection: self,
             start,
@@ -114,7 +116,7 @@ impl Connection {
             manifest_wanted: options.manifest.is_some(),
             state: State::Between,
             ready: VecDeque::new(),
-            archives: 0,
+            seen,
             manifest_seen: false,
             ended: false,
         })
@@ -230,7 +232,7 @@ impl BaseBackup {
 
     /// Refuses an end before everything was there.
     fn complete(&self) -> Result<()> {
-        match self.archives == self.tablespaces.len() && self.manifest_seen == self.manifest_wanted {
+        match !self.seen.contains(&false) && self.manifest_seen == self.manifest_wanted {
             true => Ok(()),
             false => Err(confused_by("its base backup ends without all archives")),
         }
@@ -238,15 +240,19 @@ impl BaseBackup {
 
     /// The archives of versions 13 and 14 come in the order of the tablespaces, then the manifest.
     fn untyped_begins(&mut self) -> Result<()> {
-        let Some(tablespace) = self.tablespaces.get(self.archives) else { return self.manifest_begins() };
-        let file = match tablespace.oid {
+        let Some(tablespace) = self.seen.iter().position(|seen| !seen) else { return self.manifest_begins() };
+        let file = match self.tablespaces[tablespace].oid {
             Some(oid) => format!("{oid}.tar"),
             None => "base.tar".to_owned(),
         };
-        self.ready.push_back(BackupEvent::Archive { file, tablespace: self.archives });
-        self.archives += 1;
-        self.state = State::Archive;
+        self.archive_begins(file, tablespace);
         Ok(())
+    }
+
+    fn archive_begins(&mut self, file: String, tablespace: usize) {
+        self.seen[tablespace] = true;
+        self.state = State::Archive;
+        self.ready.push_back(BackupEvent::Archive { file, tablespace });
     }
 
     fn manifest_begins(&mut self) -> Result<()> {
@@ -275,9 +281,7 @@ impl BaseBackup {
                 let file = text(c_string(&mut data).ok_or_else(malformed)?)?;
                 let location = c_string(&mut data).ok_or_else(malformed)?;
                 let tablespace = self.tablespace_of(&file, &location).ok_or_else(malformed)?;
-                self.archives += 1;
-                self.state = State::Archive;
-                self.ready.push_back(BackupEvent::Archive { file, tablespace });
+                self.archive_begins(file, tablespace);
                 Ok(())
             }
             b'm' => self.manifest_begins(),
@@ -285,12 +289,13 @@ impl BaseBackup {
         }
     }
 
-    /// Which tablespace an archive is. It must not be able to name a path.
+    /// Which tablespace an archive is, one that has not come yet. It must not be able to name a path.
     fn tablespace_of(&self, file: &str, location: &Bytes) -> Option<usize> {
         let stem = file.split('.').next()?;
         let oid = if location.is_empty() && stem == "base" { None } else { Some(stem.parse().ok()?) };
         let plain = file.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.');
-        plain.then(|| self.tablespaces.iter().position(|tablespace| tablespace.oid == oid)).flatten()
+        let index = self.tablespaces.iter().position(|tablespace| tablespace.oid == oid)?;
+        (plain && !self.seen[index]).then_some(index)
     }
 }
 

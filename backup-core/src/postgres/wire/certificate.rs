@@ -120,6 +120,33 @@ fn fits(pattern: &[u8], host: &str) -> bool {
 mod tests {
     use super::*;
 
+    /// The hash for an `AlgorithmIdentifier`, in hexadecimal DER without its outermost header.
+    fn hash(der: &str) -> Option<&'static Algorithm> {
+        let body = data_encoding::HEXLOWER.decode(der.replace(' ', "").as_bytes()).unwrap();
+        let der = [&[0x30, u8::try_from(body.len()).unwrap()][..], &body].concat();
+        hash_of(&AlgorithmIdentifierOwned::from_der(&der).unwrap())
+    }
+
+    #[test]
+    fn what_is_bound_to_follows_from_the_signature() {
+        const PSS: &str = "0609 2a864886f70d01010a";
+        let named = |algorithm: Option<&'static Algorithm>| algorithm.map(|algorithm| algorithm.output_len() * 8);
+        for (der, bits) in [
+            ("0609 2a864886f70d010105 0500", Some(256)), // RSA, SHA-1
+            ("0609 2a864886f70d01010b 0500", Some(256)),
+            ("0609 2a864886f70d01010d 0500", Some(512)),
+            ("0608 2a8648ce3d040303", Some(384)), // ECDSA, SHA-384
+            ("0603 2b6570", None),                // Ed25519
+            (&format!("{PSS} 3000"), Some(256)),  // the default, SHA-1
+            (&format!("{PSS} 3011 a00f 300d 0609 608648016503040203 0500"), Some(512)),
+            (&format!("{PSS} 3016 a00f 300d 0609 608648016503040202 0500 a203 020130"), Some(384)),
+            (PSS, None),
+        ] {
+            assert_eq!(named(hash(der)), bits, "{der}");
+        }
+        assert_eq!(end_point_hash(b"no certificate"), None);
+    }
+
     #[test]
     fn a_wildcard_is_one_label() {
         for (pattern, host, fit) in [

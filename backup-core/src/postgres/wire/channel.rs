@@ -28,6 +28,8 @@ pub(super) struct Channel {
     incoming: BytesMut,
     outgoing: BytesMut,
     flushed: bool,
+    /// Why nothing can be sent any more. What the server said before that, it may be why, is still to be read.
+    deaf: Option<io::Error>,
     parameters: Parameters,
     notices: Option<NoticeCallback>,
     asides: u32,
@@ -41,6 +43,7 @@ impl Channel {
             incoming: BytesMut::new(),
             outgoing: BytesMut::new(),
             flushed: true,
+            deaf: None,
             parameters: Parameters::default(),
             notices,
             asides: 0,
@@ -67,11 +70,25 @@ impl Channel {
     }
 
     /// Sends what has been said. Cancel safe: what is left is sent by the next call, or while reading.
-    pub(super) async fn send(&mut self) -> Result<()> {
-        poll_fn(|cx| self.poll_send(cx)).await.map_err(lost)
+    ///
+    /// That the other end is gone is told by [`receive`](Self::receive), after the last that it said.
+    pub(super) async fn send(&mut self) {
+        poll_fn(|cx| self.poll_send(cx)).await;
     }
 
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.deaf.is_none()
+            && let Err(error) = ready!(self.poll_write(cx))
+        {
+            self.deaf = Some(error);
+        }
+        if self.deaf.is_some() {
+            self.outgoing.clear();
+        }
+        Poll::Ready(())
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.outgoing.is_empty() {
             match ready!(Pin::new(&mut self.socket).poll_write(cx, &self.outgoing))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -93,10 +110,14 @@ impl Channel {
             if let Some(incoming) = self.buffered()? {
                 return Ok(incoming);
             }
-            match poll_fn(|cx| self.poll_fill(cx)).await.map_err(lost)? {
-                0 if self.incoming.is_empty() => return Err(lost(ended("the server closed the connection"))),
-                0 => return Err(lost(ended("the server closed the connection in the middle of a message"))),
-                _ => {}
+            if poll_fn(|cx| self.poll_fill(cx)).await.map_err(lost)? == 0 {
+                let why = match self.incoming.is_empty() {
+                    true => "the server closed the connection",
+                    false => "the server closed the connection in the middle of a message",
+                };
+                return Err(lost(
+                    self.deaf.take().unwrap_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, why)),
+                ));
             }
         }
     }
@@ -129,9 +150,7 @@ impl Channel {
 
     /// Reads once; goes on sending meanwhile, so that nobody waits for what stands in our buffer.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Err(error)) = self.poll_send(cx) {
-            return Poll::Ready(Err(error));
-        }
+        let _ = self.poll_send(cx);
         poll_read(&mut self.socket, cx, &mut self.incoming)
     }
 }
@@ -143,10 +162,6 @@ fn poll_read(socket: &mut Socket, cx: &mut Context<'_>, bytes: &mut BytesMut) ->
     }
     // A future that keeps nothing between polls: it may as well be a new one each time.
     pin!(socket.read_buf(bytes)).poll(cx)
-}
-
-fn ended(why: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, why)
 }
 
 /// The connection broke.

@@ -36,6 +36,32 @@ pub(super) enum Failure {
     Final(Error),
 }
 
+impl Failure {
+    /// Whether the server may take us with TLS instead of without, or the other way round.
+    fn may_be_encryption(&self) -> bool {
+        matches!(self, Self::Encryption(_) | Self::Refused(_))
+    }
+
+    /// The same, and what came before it as a hint: with TLS or without.
+    fn after(self, earlier: Option<(bool, Self)>) -> Self {
+        let Some((
+            encrypted,
+            Self::Next(before) | Self::Encryption(before) | Self::Refused(before) | Self::Final(before),
+        )) = earlier
+        else {
+            return self;
+        };
+        let how = if encrypted { "with TLS" } else { "without TLS" };
+        let add = |error: Error| error.with_hint(format!("{how} it failed too: {}", chain(&before)));
+        match self {
+            Self::Next(error) => Self::Next(add(error)),
+            Self::Encryption(error) => Self::Encryption(add(error)),
+            Self::Refused(error) => Self::Refused(add(error)),
+            Self::Final(error) => Self::Final(add(error)),
+        }
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self::Final(error)
@@ -138,15 +164,20 @@ impl Attempt<'_> {
             (_, SslMode::Prefer) => &[true, false],
             _ => &[true],
         };
-        let mut last = None;
+        let mut first = None;
         for &encrypted in encryptions {
             match self.encryption(host, address, encrypted).await {
                 Ok(connection) => return session::check(connection, wanted, self.mode).await,
-                Err(failure @ (Failure::Encryption(_) | Failure::Refused(_))) => last = Some(failure),
-                Err(failure) => return Err(failure),
+                Err(failure) => {
+                    let again = failure.may_be_encryption() && first.is_none() && encryptions.len() > 1;
+                    match first.take() {
+                        None if again => first = Some((encrypted, failure)),
+                        earlier => return Err(failure.after(earlier)),
+                    }
+                }
             }
         }
-        Err(last.unwrap_or_else(|| Failure::Final(confused_by("no way to connect"))))
+        Err(Failure::Final(confused_by("no way to connect")))
     }
 
     async fn encryption(&self, host: &Host, address: &Address, encrypted: bool) -> Result<Connection, Failure> {
@@ -184,7 +215,7 @@ impl Attempt<'_> {
         };
         let mut channel = Channel::new(socket, options.notices.clone());
         channel.say(|out| frontend::startup_message(self.parameters(), out))?;
-        channel.send().await.map_err(Failure::Next)?;
+        channel.send().await;
         let credentials = Credentials {
             user: &options.user,
             password: options.password_for(host, self.mode),

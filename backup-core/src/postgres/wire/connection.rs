@@ -116,7 +116,8 @@ impl Connection {
             frontend::terminate(out);
             Ok(())
         })?;
-        self.channel.send().await
+        self.channel.send().await;
+        Ok(())
     }
 
     /// Runs a command to its end; returns all rows, in the bytes in which they came. `what` says what failed, if it does.
@@ -154,7 +155,8 @@ impl Connection {
         }
         self.channel.say(|out| frontend::query(command, out))?;
         self.busy = true;
-        self.channel.send().await
+        self.channel.send().await;
+        Ok(())
     }
 
     /// The next piece of the answer. An error of the server is returned once the server is ready for the next command, or gone.

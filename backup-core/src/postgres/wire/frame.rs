@@ -70,12 +70,12 @@ impl std::error::Error for Malformed {}
 fn bytes_max(tag: u8, phase: Phase) -> Option<usize> {
     let fixed = match tag {
         backend::READY_FOR_QUERY_TAG => 5,
-        backend::COPY_DONE_TAG | backend::EMPTY_QUERY_RESPONSE_TAG => 4,
         // 256 bytes of key since protocol 3.2.
         backend::BACKEND_KEY_DATA_TAG => 264,
         backend::AUTHENTICATION_TAG | backend::PARAMETER_STATUS_TAG => STARTUP_BYTES_MAX,
         backend::ERROR_RESPONSE_TAG | backend::NOTICE_RESPONSE_TAG if phase == Phase::Startup => STARTUP_BYTES_MAX,
         _ if phase == Phase::Startup => return None,
+        backend::COPY_DONE_TAG | backend::EMPTY_QUERY_RESPONSE_TAG => 4,
         backend::COPY_DATA_TAG => COPY_DATA_BYTES_MAX,
         backend::DATA_ROW_TAG => ROW_BYTES_MAX,
         backend::COPY_IN_RESPONSE_TAG | backend::COPY_OUT_RESPONSE_TAG | COPY_BOTH | backend::COMMAND_COMPLETE_TAG => {
@@ -113,4 +113,85 @@ pub(super) fn take(bytes: &mut BytesMut, phase: Phase) -> Result<Option<Incoming
     }
     let message = Message::parse(bytes).map_err(|e| Malformed::Content { tag, why: e.to_string() })?;
     Ok(message.map(Incoming::Message))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Messages of the kinds that PostgreSQL sends in a session, with some body.
+    fn messages() -> impl Strategy<Value = Vec<(u8, Vec<u8>)>> {
+        let message = prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..40).prop_map(|body| (backend::COPY_DATA_TAG, body)),
+            Just((backend::COPY_DONE_TAG, vec![])),
+            Just((COPY_BOTH, vec![0, 0, 0])),
+            "[a-z]{0,9}".prop_map(|tag| (backend::COMMAND_COMPLETE_TAG, format!("{tag}\0").into_bytes())),
+            Just((backend::READY_FOR_QUERY_TAG, vec![b'I'])),
+        ];
+        prop::collection::vec(message, 0..12)
+    }
+
+    fn encoded(messages: &[(u8, Vec<u8>)]) -> Vec<u8> {
+        let one = |(tag, body): &(u8, Vec<u8>)| [&[*tag][..], &(body.len() as u32 + 4).to_be_bytes(), body].concat();
+        messages.iter().flat_map(one).collect()
+    }
+
+    /// What a message was, as it went in.
+    fn decoded(incoming: Incoming) -> (u8, Vec<u8>) {
+        match incoming {
+            Incoming::CopyBoth => (COPY_BOTH, vec![0, 0, 0]),
+            Incoming::Message(Message::CopyData(body)) => (backend::COPY_DATA_TAG, body.data().to_vec()),
+            Incoming::Message(Message::CopyDone) => (backend::COPY_DONE_TAG, vec![]),
+            Incoming::Message(Message::CommandComplete(body)) => {
+                (backend::COMMAND_COMPLETE_TAG, format!("{}\0", body.tag().unwrap()).into_bytes())
+            }
+            Incoming::Message(Message::ReadyForQuery(body)) => (backend::READY_FOR_QUERY_TAG, vec![body.status()]),
+            Incoming::Message(_) => panic!("it was not among them"),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_that_arrive_in_other_pieces_are_the_same_messages(messages in messages(), step in 1usize..70) {
+            let (mut bytes, mut read) = (BytesMut::new(), Vec::new());
+            for piece in encoded(&messages).chunks(step) {
+                bytes.extend_from_slice(piece);
+                while let Some(incoming) = take(&mut bytes, Phase::Session).unwrap() {
+                    read.push(decoded(incoming));
+                }
+            }
+            prop_assert_eq!(read, messages);
+            prop_assert!(bytes.is_empty());
+        }
+
+        #[test]
+        fn no_bytes_panic_or_make_room_for_more_than_a_message_may_have(
+            tag in prop_oneof![any::<u8>(), prop::sample::select(&b"dDEWNRSTCHKZ"[..])],
+            length in prop_oneof![any::<u32>(), 0u32..100, Just(i32::MAX as u32)],
+            body in prop::collection::vec(any::<u8>(), 0..100),
+            session: bool,
+        ) {
+            let mut bytes = BytesMut::new();
+            bytes.extend_from_slice(&[tag]);
+            bytes.extend_from_slice(&length.to_be_bytes());
+            bytes.extend_from_slice(&body);
+            let phase = if session { Phase::Session } else { Phase::Startup };
+            let most = bytes_max(tag, phase).unwrap_or(0);
+            let taken = take(&mut bytes, phase);
+            prop_assert!(bytes.capacity() <= 2 * (most + 200), "{} {most}", bytes.capacity());
+            if length as usize > most {
+                prop_assert!(taken.is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn rows_and_streams_are_not_taken_before_the_login() {
+        for tag in *b"dDTCHWGAc" {
+            let mut bytes = BytesMut::from(&[tag, 0, 0, 0, 4][..]);
+            assert!(matches!(take(&mut bytes, Phase::Startup), Err(Malformed::Tag(_))), "{}", char::from(tag));
+        }
+    }
 }

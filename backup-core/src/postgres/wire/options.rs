@@ -321,3 +321,6 @@ fn place(name: String, address: &str, port: u16) -> Result<Place> {
     }
     Ok(if name.starts_with(['/', '@']) { Place::Socket(name) } else { Place::Name(name) })
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,3 +42,24 @@ impl Parameters {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_in_all_their_spellings() {
+        for (text, number) in [
+            ("15.18 (Debian 15.18-0+deb12u1)", Some(150_018)),
+            ("13.23", Some(130_023)),
+            ("18beta2", Some(180_000)),
+            ("19devel", Some(190_000)),
+            ("", None),
+            ("EnterpriseDB", None),
+            ("99999999999.1", None),
+        ] {
+            let parameters = Parameters(BTreeMap::from([("server_version".to_owned(), text.to_owned())]));
+            assert_eq!(parameters.server_version_num(), number, "{text}");
+        }
+    }
+}

@@ -148,10 +148,11 @@ impl WalStream {
 
     /// Tells the server how far we are. It can be sent at any time, also while nothing comes.
     ///
-    /// Cancel safe: a status that was not sent to its end is sent by the next call of any method.
+    /// Cancel safe: a status that was not sent to its end is sent by the next call of any method. It waits when the network takes no more, so
+    /// somebody who must go on meanwhile gives it a time to finish.
     ///
     /// # Errors
-    /// `Source` when the connection is broken.
+    /// None for a connection that is broken: [`next`](Self::next) tells that, after the last that the server said.
     pub async fn status(&mut self, status: &StandbyStatus) -> Result<()> {
         if self.state != State::Streaming {
             return Ok(());
@@ -167,7 +168,8 @@ impl WalStream {
             frontend::CopyData::new(body)?.write(out);
             Ok(())
         })?;
-        self.connection.channel.send().await
+        self.connection.channel.send().await;
+        Ok(())
     }
 
     /// Ends the stream in order, whether the server did so or not, and gives the connection back: with the timeline that follows and where it
@@ -176,14 +178,14 @@ impl WalStream {
     /// Not cancel safe: dropping the future closes the connection.
     ///
     /// # Errors
-    /// `Source` with the server's message, or when the connection breaks.
+    /// `Source` with the server's message, or when the connection breaks, as it does when the stream ended because the server stops.
     pub async fn finish(mut self) -> Result<(Connection, Option<WalPosition>)> {
         if self.state != State::Finished {
             self.connection.channel.say(|out| {
                 frontend::copy_done(out);
                 Ok(())
             })?;
-            self.connection.channel.send().await?;
+            self.connection.channel.send().await;
         }
         let mut bytes = 0;
         loop {
