@@ -12,8 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 
 pub mod history;
+pub mod page;
 
 pub use history::History;
+pub use page::FirstPage;
 
 /// A position in the write-ahead log, in bytes; printed as `16/B374D848`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -134,7 +136,7 @@ impl SegmentName {
     /// The position of its first byte; `None` when a cluster with segments of `size` has no segment of this name.
     pub fn start(self, size: SegmentSize) -> Option<Lsn> {
         let within = u64::from(self.segment) < size.segments_per_log();
-        within.then(|| Lsn(u64::from(self.log) << 32 | u64::from(self.segment) * size.bytes()))
+        within.then(|| Lsn((u64::from(self.log) << 32) | (u64::from(self.segment) * size.bytes())))
     }
 
     /// The position behind its last byte.
