@@ -11,6 +11,10 @@ use bytesize::ByteSize;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use wal::{CheckArgs, FetchArgs, PushArgs, TargetFlag, WalAction, WalArgs};
+
+mod wal;
+
 /// What `backup` was asked to do.
 #[derive(Debug, Parser)]
 #[command(
@@ -214,6 +218,10 @@ What went to standard output before an error cannot be taken back: look at the e
 Without --deep no key is needed: all objects must be there, with their sizes and digests. With --deep every byte is \
 decrypted, authenticated and decompressed.")]
     Verify(VerifyArgs),
+
+    /// Archive PostgreSQL's write-ahead log, and bring it back
+    #[command(after_help = wal::EXAMPLES)]
+    Wal(WalArgs),
 
     /// Check or show the configuration
     Config(ConfigArgs),
