@@ -34,7 +34,7 @@ impl World {
         let mut host = Host::new(BACKUP);
         server.serve(&mut host);
         host.backup(["init"]).run().succeeded();
-        let directory = Cluster::directory_of(name);
+        let directory = Cluster::directory_of(name).join("own");
         std::fs::create_dir_all(&directory).unwrap();
         // Where the server's user can reach them.
         let (program, identity) = (directory.join("backup"), directory.join("identity.txt"));
@@ -56,9 +56,7 @@ impl World {
             documented(&["archive_mode", "archive_command", "restore_command"]).replace("backup wal", &script);
         let settings = format!("{settings}wal_keep_size = 4GB\nmax_wal_size = 4GB\nautovacuum = off\n");
         let cluster = Cluster::of_small_segments(name, &settings);
-        for file in ["backup", "identity.txt", "backup-wal"] {
-            cluster.give(&directory.join(file));
-        }
+        cluster.give(&directory);
         host.set("BACKUP_TARGET", "app");
         Self { server, host, cluster }
     }
@@ -123,6 +121,10 @@ impl World {
         }
     }
 
+    fn copy_path(&self) -> PathBuf {
+        self.cluster.directory().join("own/copy")
+    }
+
     fn copy(&self, to: &Path) {
         let mut copy = self.cluster.as_server("pg_basebackup");
         copy.args(["-X", "none", "-c", "fast", "--no-sync", "-D"]).arg(to);
@@ -146,6 +148,15 @@ impl World {
             thread::sleep(Duration::from_millis(100));
         }
         panic!("never: {what}\n{:?}\n{}", self.stored("/wal/"), self.log());
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // The server of the copy is nobody's but this test's.
+        if self.copy_path().exists() {
+            self.cluster.control(&self.copy_path(), &["stop", "-m", "immediate"]);
+        }
     }
 }
 
@@ -194,7 +205,7 @@ fn a_store_that_fails_at_random_costs_no_segment() {
 fn recovery_stops_when_in_doubt_and_ends_where_the_archive_does() {
     let world = World::start("recover");
     world.sql("CREATE TABLE t (n int, hash text)");
-    let copy = world.cluster.directory().join("copy");
+    let copy = world.copy_path();
     world.copy(&copy);
     world.write(25);
     let was = world.sql("SELECT count(*), md5(string_agg(hash, '')) FROM t");
@@ -233,5 +244,4 @@ fn recovery_stops_when_in_doubt_and_ends_where_the_archive_does() {
     let push = world.host.backup(["wal", "push", "00000002.history", "--system-identifier"]);
     let cluster = check["clusters"][0]["system_identifier"].as_str().unwrap();
     push.args([cluster]).run().failed(11).saying("timeline 2 is taken").hinting("When a timeline is taken");
-    assert!(world.cluster.control(&copy, &["stop", "-m", "immediate"]));
 }

@@ -46,7 +46,7 @@ impl Cluster {
         Self { programs, directory }
     }
 
-    /// The directory of the cluster: in it are `data`, the socket, and what a test puts there for the server's user.
+    /// The directory of the cluster: in it are `data`, `log`, the socket, and in `own` what a test puts there for the server's user.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
