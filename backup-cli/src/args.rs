@@ -12,8 +12,10 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, Value
 use serde::{Deserialize, Serialize};
 
 mod save;
+mod wal;
 
 pub(crate) use save::{CheckpointName, ChecksumName, EncodingFlags, RunArgs, SaveArgs, server_compression};
+pub(crate) use wal::{CheckArgs, FetchArgs, PushArgs, TargetFlag, WalAction, WalArgs};
 
 /// What `backup` was asked to do.
 #[derive(Debug, Parser)]
@@ -230,6 +232,10 @@ What went to standard output before an error cannot be taken back: look at the e
 Without --deep no key is needed: all objects must be there, with their sizes and digests. With --deep every byte is \
 decrypted, authenticated and decompressed.")]
     Verify(VerifyArgs),
+
+    /// Archive PostgreSQL's write-ahead log, and bring it back
+    #[command(after_help = wal::EXAMPLES)]
+    Wal(WalArgs),
 
     /// Check or show the configuration
     Config(ConfigArgs),

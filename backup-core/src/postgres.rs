@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod conninfo;
+pub mod control;
 pub mod dump;
 pub mod load;
 mod loading;

@@ -8,7 +8,7 @@ pub mod directory;
 pub mod file;
 pub mod sink;
 mod stream;
-mod volume;
+pub(crate) mod volume;
 mod worker;
 pub mod writer;
 
@@ -126,7 +126,7 @@ async fn unlock(
     let mut first_failure = None;
     let mut refused: Option<Vec<Wrap>> = None;
     for volume in firsts.chain(others).take(HEADERS_TRIED) {
-        let stored = Stored { repository: repository.clone(), path: path.named(&volume.path), entry: volume.clone() };
+        let stored = Stored::listed(repository.clone(), path.named(&volume.path), volume.clone());
         let failure = match wraps_of(&stored, path, manifest).await {
             Ok(wraps) => match unwrap_any(&manifest.data_key, &wraps, identities).await {
                 Ok(key) => return Ok(key),

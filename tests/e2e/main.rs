@@ -11,6 +11,7 @@ mod postgres;
 mod s3;
 mod secrecy;
 mod streams;
+mod wal;
 mod wire;
 
 /// The program.
