@@ -15,7 +15,7 @@ mod save;
 mod wal;
 
 pub(crate) use save::{CheckpointName, ChecksumName, EncodingFlags, RunArgs, SaveArgs, server_compression};
-pub(crate) use wal::{CheckArgs, FetchArgs, PushArgs, TargetFlag, WalAction, WalArgs};
+pub(crate) use wal::{CheckArgs, FetchArgs, PushArgs, ReceiveArgs, TargetFlag, WalAction, WalArgs};
 
 /// What `backup` was asked to do.
 #[derive(Debug, Parser)]

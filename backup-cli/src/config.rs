@@ -287,6 +287,7 @@ fn flags_of(command: &Command) -> (Option<&RecipientFlags>, Option<&EncodingFlag
         Command::Save(args) => (Some(&args.recipients), Some(&args.encoding)),
         Command::Run(args) => (Some(&args.recipients), Some(&args.encoding)),
         Command::Wal(WalArgs { action: WalAction::Push(args) }) => (Some(&args.recipients), Some(&args.encoding)),
+        Command::Wal(WalArgs { action: WalAction::Receive(args) }) => (Some(&args.recipients), Some(&args.encoding)),
         _ => (None, None),
     }
 }
@@ -296,6 +297,7 @@ fn target_flag(command: &Command) -> Option<&TargetFlag> {
     Some(match &args.action {
         WalAction::Push(args) => &args.target,
         WalAction::Fetch(args) => &args.target,
+        WalAction::Receive(args) => &args.target,
         WalAction::Check(args) => &args.target,
     })
 }

@@ -57,7 +57,7 @@ impl Law {
     pub(crate) fn guess(arguments: &[OsString]) -> Self {
         let before_dashes = || arguments.iter().skip(1).take_while(|argument| *argument != "--");
         let has = |word: &str| before_dashes().any(|argument| argument == OsStr::new(word));
-        let harmless = || ["push", "check", "-h", "--help"].iter().any(|word| has(word));
+        let harmless = || ["push", "receive", "check", "-h", "--help"].iter().any(|word| has(word));
         if has("fetch") || (has("wal") && !harmless()) {
             return if has("--standby") { Self::RestoreOfStandby } else { Self::Restore };
         }
@@ -71,7 +71,7 @@ impl Law {
             WalAction::Push(_) => Self::Archive,
             WalAction::Fetch(args) if args.standby => Self::RestoreOfStandby,
             WalAction::Fetch(_) => Self::Restore,
-            WalAction::Check(_) => Self::Ours,
+            WalAction::Receive(_) | WalAction::Check(_) => Self::Ours,
         }
     }
 
@@ -163,7 +163,14 @@ mod tests {
         for line in ["backup wal push p", "backup -r x wal push --bad", "backup push p"] {
             assert_eq!(law(line), Law::Archive, "{line}");
         }
-        for line in ["backup", "backup list", "backup wal check", "backup wal -h", "backup save app -- wal fetch"] {
+        for line in [
+            "backup",
+            "backup list",
+            "backup wal check",
+            "backup wal receive --bad",
+            "backup wal -h",
+            "backup save app -- wal fetch",
+        ] {
             assert_eq!(law(line), Law::Ours, "{line}");
         }
     }

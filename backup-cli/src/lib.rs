@@ -87,7 +87,7 @@ fn start(cli: Cli) -> Result<Exit> {
     let app = App { config, output, cancel: CancellationToken::new() };
     let work = command::run(&app, &cli.command);
     match &cli.command {
-        Command::Wal(args) if !matches!(args.action, WalAction::Check(_)) => {
+        Command::Wal(args) if matches!(args.action, WalAction::Push(_) | WalAction::Fetch(_)) => {
             runtime::block_on_for_postgresql(&args.action, &app.cancel, work)
         }
         _ => runtime::block_on(&app.output, &app.cancel, work),

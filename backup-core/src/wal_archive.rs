@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! archive_command ─▶ Archiver ─▶ <target>/wal/<system id>/<timeline>/<file>.vol ─▶ Fetcher ─▶ restore_command
-//!                                                    └▶ Inventory: ranges, gaps, ages
+//! a server's stream ─▶ Receiver ─▶ …, and <segment>.tail/ until it is full      └▶ Inventory: ranges, gaps, ages
 //! ```
 //!
 //! One file is one object: a volume of its own that answers to the file's name, and whose header holds length and BLAKE3 of the plaintext.
@@ -21,9 +21,11 @@ mod inventory;
 mod local_file;
 mod prefetch;
 mod prefetched;
+mod receiver;
 mod reference;
 mod seal;
 mod stored;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod unseal;
@@ -42,6 +44,7 @@ pub use archiver::{Archiver, ArchiverOptions, Pushed};
 pub use epoch::Epochs;
 pub use fetcher::{Fetched, Fetcher, FetcherOptions, Placed};
 pub use inventory::{ClusterInventory, Inventory, ReadyFiles, SegmentRange, TimelineInventory};
+pub use receiver::{EventCallback, Received, Receiver, ReceiverEvent, ReceiverOptions, Slot};
 pub use reference::Reference;
 
 /// Bytes of plaintext in a chunk of a WAL file: half of what backups have, since a process that archives one segment should stay small.

@@ -37,7 +37,10 @@ impl Cluster {
 
     /// A cluster for one test, with segments of 1 MiB and more lines in its configuration; `name` tells it from others of this process.
     pub fn of_small_segments(name: &str, settings: &str) -> Self {
-        Self::start_in(Self::directory_of(name), &[("PG_CLUSTER_CONF", settings.to_owned()), ("PG_CLUSTER_INITDB", "--wal-segsize=1".to_owned())])
+        Self::start_in(
+            Self::directory_of(name),
+            &[("PG_CLUSTER_CONF", settings.to_owned()), ("PG_CLUSTER_INITDB", "--wal-segsize=1".to_owned())],
+        )
     }
 
     /// Where a cluster of that name is or will be.

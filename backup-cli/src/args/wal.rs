@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use backup_core::postgres::wal::{SystemIdentifier, WalFile};
+use backup_core::postgres::wal::{Lsn, SystemIdentifier, WalFile};
 use clap::{Args, Subcommand, ValueHint};
 
 use super::{EncodingFlags, RecipientFlags};
@@ -37,6 +37,16 @@ Exit codes:
   200  anything else; PostgreSQL then stops instead of starting up with what it has
 With --standby, 1 in the place of 200: a standby asks again.")]
     Fetch(FetchArgs),
+
+    /// Receive the WAL of a server as it is written, durable in the repository within seconds
+    #[command(after_help = "\
+Examples:
+  backup wal receive --target app --slot backup --create-slot 'host=db1 user=backup'
+
+The server is told that its WAL is flushed when it is durable in the repository, and keeps it for the slot until then. Runs until it \
+is interrupted, which is exit code 0; connects again by itself when the server, the network or the repository fails. CONNINFO is that of the \
+configured target unless it is given.")]
+    Receive(ReceiveArgs),
 
     /// Show what the archive holds, and what it lacks
     #[command(after_help = "Exit code 3 when something is missing, or waits for too long. No key is needed.")]
@@ -110,6 +120,41 @@ pub(crate) struct FetchArgs {
     /// Fetch nothing now but the segments behind NAME, which have so many bytes: what this program starts for itself
     #[arg(long, value_name = "BYTES", hide = true)]
     pub(crate) prefetch_behind: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReceiveArgs {
+    /// The server, as a connection string
+    pub(crate) conninfo: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) target: TargetFlag,
+
+    /// Physical replication slot, for which the server keeps its WAL [default: a temporary one]
+    #[arg(short = 'S', long, value_name = "NAME")]
+    pub(crate) slot: Option<String>,
+
+    /// Make the slot if it is missing
+    #[arg(long, requires = "slot")]
+    pub(crate) create_slot: bool,
+
+    /// Make what is new of an unfinished segment durable every so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) flush_interval: u64,
+
+    /// Stop when the WAL is durable up to here
+    #[arg(long, value_name = "LSN")]
+    pub(crate) until_lsn: Option<Lsn>,
+
+    /// Go on behind WAL that the server has removed: leaves a gap
+    #[arg(long)]
+    pub(crate) skip_gap: bool,
+
+    #[command(flatten)]
+    pub(crate) recipients: RecipientFlags,
+
+    #[command(flatten)]
+    pub(crate) encoding: EncodingFlags,
 }
 
 #[derive(Debug, Args)]

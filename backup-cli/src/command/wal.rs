@@ -3,14 +3,18 @@
 mod check;
 mod fetch;
 mod push;
+mod receive;
 
+use backup_core::compress::Compression;
 use backup_core::repository::layout::TargetName;
+use backup_core::wal_archive::{ArchiverOptions, Epochs};
 use backup_core::{Error, Result};
 
-use crate::App;
-use crate::args::WalAction;
-use crate::config::Config;
+use crate::args::{CodecName, WalAction};
+use crate::config::{Config, Origin};
 use crate::exit::Exit;
+use crate::input::Input;
+use crate::{App, keys};
 
 use super::or_cancelled;
 
@@ -18,15 +22,41 @@ pub(crate) async fn run(app: &App, action: &WalAction) -> Result<Exit> {
     match action {
         WalAction::Push(args) => push::run(app, args).await,
         WalAction::Fetch(args) => fetch::run(app, args).await,
+        WalAction::Receive(args) => receive::run(app, args).await,
         WalAction::Check(args) => or_cancelled(app, check::run(app, args)).await,
     }
 }
 
-/// Whose WAL it is about.
+/// Whose WAL it is about: the target that is named, else the only cluster that is configured.
 fn target(config: &Config) -> Result<TargetName> {
-    let Some(target) = &config.target else {
-        return Err(Error::config("no target is given")
-            .with_hint("name it with --target or BACKUP_TARGET: the name under which the cluster is backed up"));
-    };
-    target.value.parse()
+    if let Some(target) = &config.target {
+        return target.value.parse();
+    }
+    let mut clusters = config.targets.iter().filter(|target| matches!(target.input, Input::Cluster(_)));
+    match (clusters.next(), clusters.next()) {
+        (Some(only), None) => Ok(only.name.clone()),
+        _ => Err(Error::config("no target is given")
+            .with_hint("name it with --target or BACKUP_TARGET: the name under which the cluster is backed up")),
+    }
+}
+
+/// Stores WAL as the configuration has it.
+async fn archiver_options(app: &App) -> Result<(Epochs, ArchiverOptions)> {
+    let epochs = Epochs::new(keys::recipients(&app.config).await?)?;
+    let mut options = ArchiverOptions::default();
+    options.compression = compression(&app.config, options.compression);
+    options.suite = app.config.encoding.suite();
+    if let Some(workers) = &app.config.workers {
+        options.workers = workers.value;
+    }
+    Ok((epochs, options))
+}
+
+/// WAL has a level of its own, unless one is set.
+fn compression(config: &Config, own: Compression) -> Compression {
+    let encoding = &config.encoding;
+    match encoding.codec.value {
+        CodecName::Zstd if encoding.level.origin == Origin::Default => own,
+        _ => encoding.compression(),
+    }
 }

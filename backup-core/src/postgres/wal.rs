@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result, Stage};
 
 pub mod history;
 pub mod page;
@@ -102,6 +102,27 @@ impl SegmentSize {
     /// A segment size of so many bytes, if PostgreSQL could have it.
     pub fn new(bytes: u32) -> Option<Self> {
         (bytes.is_power_of_two() && (1 << 20..=1 << 30).contains(&bytes)).then_some(Self(bytes))
+    }
+
+    /// Reads `SHOW wal_segment_size`: a number and its unit.
+    ///
+    /// # Errors
+    /// `Source` when that is no segment size.
+    pub fn of_setting(text: &str) -> Result<Self> {
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let unit: u32 = match unit {
+            "GB" => 1 << 30,
+            "MB" => 1 << 20,
+            "kB" => 1 << 10,
+            "B" => 1,
+            _ => 0,
+        };
+        let bytes = number.parse::<u32>().ok().and_then(|number| number.checked_mul(unit));
+        bytes.and_then(Self::new).ok_or_else(|| {
+            let message = format!("the server says that its WAL segments have '{}'", text.escape_debug());
+            Error::new(ErrorKind::Source, Stage::Source, message)
+        })
     }
 
     /// In bytes.
@@ -397,6 +418,16 @@ mod tests {
             "RECOVERYHISTORY",
         ] {
             assert!(text.parse::<WalFile>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn segment_sizes_are_read_as_the_server_shows_them() {
+        for (text, bytes) in [("16MB", 16 << 20), ("1MB", 1 << 20), ("1GB", 1 << 30), ("65536kB", 64 << 20)] {
+            assert_eq!(SegmentSize::of_setting(text).unwrap().bytes(), bytes, "{text}");
+        }
+        for text in ["", "16", "16TB", "MB", "99999999999MB"] {
+            assert!(SegmentSize::of_setting(text).is_err(), "{text}");
         }
     }
 

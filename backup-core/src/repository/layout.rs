@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 
 mod wal;
 
-pub use wal::WalPath;
+pub use wal::{TailPiece, WalPath};
 
 /// The object that makes a place a repository.
 pub const REPOSITORY: &str = "repository.json";

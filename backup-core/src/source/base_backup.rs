@@ -21,7 +21,7 @@ use super::FilesIndexSource;
 use super::files_index;
 use crate::clock::{Clock, SystemClock};
 use crate::encrypt::random;
-use crate::error::{Error, Result, Stage};
+use crate::error::{Error, Result};
 use crate::format::{ClusterEntry, Kind};
 use crate::pipeline::{Backup, Findings, Share};
 use crate::postgres::wal::{SegmentSize, SystemIdentifier};
@@ -93,7 +93,7 @@ impl ClusterOptions {
         let options = self.connect.on_notice(warnings_to(findings, self.on_warning));
         let mut connection = Connection::connect(&options, Mode::Replication).await?;
         let system = connection.identify_system().await?;
-        let segment_size = segment_size(&connection.show("wal_segment_size").await?)?;
+        let segment_size = SegmentSize::of_setting(&connection.show("wal_segment_size").await?)?;
         let facts = Facts {
             system_identifier: system.system,
             server_version_num: connection.server_version_num()?,
@@ -217,23 +217,6 @@ fn warnings_to(findings: &Findings, told: Option<WarningText>) -> NoticeCallback
     })
 }
 
-/// `SHOW wal_segment_size`: a number and its unit.
-fn segment_size(text: &str) -> Result<SegmentSize> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let unit: u32 = match unit {
-        "MB" => 1 << 20,
-        "GB" => 1 << 30,
-        "kB" => 1 << 10,
-        "" | "B" => 1,
-        _ => 0,
-    };
-    let bytes = number.parse::<u32>().ok().and_then(|number| number.checked_mul(unit));
-    bytes.and_then(SegmentSize::new).ok_or_else(|| {
-        Error::internal(Stage::Source, format!("the server says that its WAL segments have {}", text.escape_debug()))
-    })
-}
-
 impl fmt::Debug for ClusterOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClusterOptions")
@@ -241,20 +224,5 @@ impl fmt::Debug for ClusterOptions {
             .field("request", &self.request)
             .field("include_wal", &self.include_wal)
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn segment_sizes_are_read_as_the_server_shows_them() {
-        for (text, bytes) in [("16MB", 16 << 20), ("1MB", 1 << 20), ("1GB", 1 << 30), ("65536kB", 64 << 20)] {
-            assert_eq!(segment_size(text).unwrap().bytes(), bytes, "{text}");
-        }
-        for text in ["", "16", "16TB", "MB", "99999999999MB"] {
-            assert!(segment_size(text).is_err(), "{text}");
-        }
     }
 }

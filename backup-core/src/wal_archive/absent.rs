@@ -21,7 +21,7 @@ pub(super) enum Absence {
     /// Nothing: the archive ends here.
     Certain,
     /// The beginning of the segment, which was being received when it was last written to.
-    Tail,
+    Tail(SegmentName),
     /// Nothing, though the archive goes on behind it.
     Hole(Error),
 }
@@ -41,7 +41,7 @@ pub(super) async fn absence(
     let WalFile::Segment(segment) = file else { return Ok(Absence::Certain) };
     match around(repository, archive, segment).await? {
         Around::Nothing => Ok(Absence::Certain),
-        Around::Tail => Ok(Absence::Tail),
+        Around::Tail => Ok(Absence::Tail(segment)),
         Around::Later(later) => {
             // A primary that recovers from its own crash, or a standby that had streamed it: then PostgreSQL need not have it from us.
             let (at_hand, cluster) = (folder_of(to).join(segment.to_string()), archive.system_identifier);

@@ -5,6 +5,7 @@ use std::num::NonZero;
 use std::path::Path as FilePath;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutPayload};
 use tokio_util::sync::CancellationToken;
@@ -20,9 +21,9 @@ use crate::clock::{Clock, SystemClock};
 use crate::compress::Compression;
 use crate::encrypt::Suite;
 use crate::error::{Error, ErrorKind, Result, Stage};
-use crate::postgres::wal::{SystemIdentifier, WalFile};
+use crate::postgres::wal::{SegmentName, SystemIdentifier, WalFile};
 use crate::repository::Repository;
-use crate::repository::layout::{TargetName, WalPath};
+use crate::repository::layout::{TailPiece, TargetName, WalPath};
 
 /// The level of compression unless asked otherwise. Measured on segments of a busy cluster: see `docs/ARCHIVING.md`.
 const COMPRESSION: Compression = Compression::Zstd(1);
@@ -161,6 +162,49 @@ impl Archiver {
         &self.0.stop
     }
 
+    /// Stores a file that was received. As with [`push`](Self::push), the same one again is `Ok`.
+    pub(super) async fn store_received(&self, cluster: SystemIdentifier, name: WalFile, bytes: Bytes) -> Result<()> {
+        let file = LocalFile::received(name, cluster, bytes);
+        let digested = file.digest(&self.0.tools).await?;
+        self.store(&file, &digested, &self.0.stop).await.map(drop)
+    }
+
+    /// Stores a piece of a segment that is still being received.
+    pub(super) async fn store_piece(
+        &self,
+        cluster: SystemIdentifier,
+        segment: SegmentName,
+        piece: &TailPiece,
+        bytes: Bytes,
+    ) -> Result<()> {
+        let archive = self.0.target.wal_of(cluster);
+        let file = LocalFile::received(WalFile::Segment(segment), cluster, bytes);
+        let digested = file.digest(&self.0.tools).await?;
+        let epoch = self.0.epochs.next().await?;
+        let name = archive.tail_piece_name(segment, piece);
+        let path = archive.tail_piece(segment, piece);
+        let unsealed = Unsealed { file: &file, digested: &digested, name, epoch: &epoch };
+        let paths = (path.clone(), path);
+        self.sealing().write(&self.0.repository, paths, &unsealed, self.0.stop.cancelled()).await.map(drop)
+    }
+
+    pub(super) fn repository(&self) -> &Repository {
+        &self.0.repository
+    }
+
+    pub(super) fn target(&self) -> &TargetName {
+        &self.0.target
+    }
+
+    fn sealing(&self) -> Sealing {
+        Sealing {
+            tools: self.0.tools.clone(),
+            compression: self.0.compression,
+            suite: self.0.suite,
+            created: self.0.clock.now(),
+        }
+    }
+
     fn archive_of(&self, file: &LocalFile) -> WalPath {
         self.0.target.wal_of(file.system_identifier)
     }
@@ -202,15 +246,9 @@ impl Archiver {
         stop: &CancellationToken,
     ) -> Result<Written> {
         let epoch = self.0.epochs.next().await?;
-        let sealing = Sealing {
-            tools: self.0.tools.clone(),
-            compression: self.0.compression,
-            suite: self.0.suite,
-            created: self.0.clock.now(),
-        };
         let unsealed = Unsealed { file, digested, name: archive.name(file.name), epoch: &epoch };
         let paths = (archive.file(file.name), archive.large_file(file.name));
-        let written = sealing.write(&self.0.repository, paths, &unsealed, stop.cancelled()).await?;
+        let written = self.sealing().write(&self.0.repository, paths, &unsealed, stop.cancelled()).await?;
         if written.path != archive.file(file.name) {
             self.refer(archive, file.name, &written).await?;
         }

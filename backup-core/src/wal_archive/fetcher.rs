@@ -11,7 +11,7 @@ use super::local_file::{check_segment, cluster_beside};
 use super::prefetched::{Prefetched, Temporary};
 use super::stored::StoredFile;
 use super::unseal::DataKeys;
-use super::{CHUNK_SIZE, Tools, only_cluster};
+use super::{CHUNK_SIZE, Tools, only_cluster, tail};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::keys::Identity;
@@ -153,7 +153,7 @@ impl Fetcher {
         match absence(&self.0.repository, &archive, file, to).await? {
             Absence::Certain => Ok(Attempt::Absent),
             Absence::Hole(error) => Ok(Attempt::Hole(error)),
-            Absence::Tail => self.place_tail(&archive, file).await,
+            Absence::Tail(segment) => self.place_tail(&archive, segment, to).await,
         }
     }
 
@@ -170,13 +170,15 @@ impl Fetcher {
         }
     }
 
-    /// Puts a segment into its place of which only the beginning is stored, padded with zeros, since nothing later is there.
-    ///
-    /// What `wal receive` writes is assembled here. This release writes no tails, so one that is there is a newer release's.
-    async fn place_tail(&self, archive: &WalPath, file: WalFile) -> Result<Attempt> {
-        let message =
-            format!("only the beginning of {} is stored, which this release cannot assemble", archive.file(file));
-        Err(Error::config(message).at(Stage::Fetch).with_hint("a newer release may read it"))
+    /// Puts a segment into its place of which only the beginning is stored, padded with zeros, since nothing later is there: what
+    /// [`Receiver`](super::Receiver) had of it when it was last written to.
+    async fn place_tail(&self, archive: &WalPath, segment: SegmentName, to: &FilePath) -> Result<Attempt> {
+        let target = to.to_owned();
+        let temporary = blocking(move || Temporary::create(&target)).await?.map_err(|e| cannot_write(to, e))?;
+        tail::write(&self.0.repository, archive, segment, &self.0.keys, &self.0.tools, &temporary.file).await?;
+        let target = to.to_owned();
+        blocking(move || temporary.publish(&target)).await?.map_err(|e| cannot_write(to, e))?;
+        Ok(Attempt::Placed { ahead: false })
     }
 
     async fn take_prefetched(&self, archive: &WalPath, segment: SegmentName, to: &FilePath) -> bool {
@@ -192,13 +194,11 @@ impl Fetcher {
     }
 
     async fn place(&self, found: StoredFile, archive: &WalPath, file: WalFile, to: &FilePath) -> Result<()> {
-        let failed =
-            |e| Error::new(ErrorKind::Sink, Stage::Sink, format!("cannot write {}", to.display())).with_source(e);
         let target = to.to_owned();
-        let temporary = blocking(move || Temporary::create(&target)).await?.map_err(failed)?;
+        let temporary = blocking(move || Temporary::create(&target)).await?.map_err(|e| cannot_write(to, e))?;
         self.write(found, archive, file, &temporary).await?;
         let target = to.to_owned();
-        blocking(move || temporary.publish(&target)).await?.map_err(failed)
+        blocking(move || temporary.publish(&target)).await?.map_err(|e| cannot_write(to, e))
     }
 
     /// Writes a file and proves it; a segment must also be the segment that its name says, of this cluster.
@@ -226,6 +226,10 @@ impl Fetcher {
 pub(super) async fn blocking<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     let done = tokio::task::spawn_blocking(job).await;
     done.map_err(|e| Error::internal(Stage::Sink, "a task for files panicked").with_source(e))
+}
+
+fn cannot_write(to: &FilePath, error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Sink, Stage::Sink, format!("cannot write {}", to.display())).with_source(error)
 }
 
 /// Whether a failure may be over in a moment: not a wrong key, nor damage, nor a bug.

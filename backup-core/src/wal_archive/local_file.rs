@@ -1,4 +1,4 @@
-//! A WAL file on its way out of `pg_wal`: what it is, and whether it is what its name says.
+//! A WAL file on its way into the archive, from `pg_wal` or from a server's stream: what it is, and whether it is what its name says.
 
 use std::fs::File;
 use std::io;
@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::digest::{ChunkDigest, Cut};
@@ -17,14 +18,21 @@ use crate::postgres::control;
 use crate::postgres::wal::page::{FIRST_PAGE_HEADER_LEN, FirstPage};
 use crate::postgres::wal::{SegmentName, SystemIdentifier, WalFile};
 
-/// A file that is open, and is what its name says.
+/// Where the bytes of a file are.
+#[derive(Debug, Clone)]
+enum Contents {
+    File(Arc<File>),
+    Memory(Bytes),
+}
+
+/// A file that is open, or was received, and is what its name says.
 #[derive(Debug, Clone)]
 pub(super) struct LocalFile {
     pub(super) name: WalFile,
     pub(super) path: PathBuf,
     pub(super) system_identifier: SystemIdentifier,
     pub(super) cut: Cut,
-    file: Arc<File>,
+    contents: Contents,
 }
 
 /// What the first reading of a file found.
@@ -75,7 +83,13 @@ impl LocalFile {
             },
         };
         let cut = Cut { len, chunk_size: CHUNK_SIZE };
-        Ok(Self { name, path, system_identifier, cut, file: Arc::new(file) })
+        Ok(Self { name, path, system_identifier, cut, contents: Contents::File(Arc::new(file)) })
+    }
+
+    /// A file, or the part of one, that was received. It is for the receiver to know that it is what it is called.
+    pub(super) fn received(name: WalFile, system_identifier: SystemIdentifier, bytes: Bytes) -> Self {
+        let cut = Cut { len: bytes.len() as u64, chunk_size: CHUNK_SIZE };
+        Self { name, path: name.to_string().into(), system_identifier, cut, contents: Contents::Memory(bytes) }
     }
 
     /// Reads all of it once.
@@ -100,11 +114,18 @@ impl LocalFile {
 
     /// Reads a chunk into `buffer`, which is empty. Blocks.
     pub(super) fn read_chunk(&self, index: u64, buffer: &mut Buffer) -> Result<()> {
-        let len = self.cut.chunk_len(index);
-        self.file
-            .read_exact_at(&mut buffer.spare()[..len], self.cut.offset(index))
-            .map_err(|e| source_error(format!("cannot read {}", self.path.display())).with_source(e))?;
-        buffer.advance(len);
+        let (len, offset) = (self.cut.chunk_len(index), self.cut.offset(index));
+        match &self.contents {
+            Contents::File(file) => {
+                file.read_exact_at(&mut buffer.spare()[..len], offset)
+                    .map_err(|e| source_error(format!("cannot read {}", self.path.display())).with_source(e))?;
+                buffer.advance(len);
+            }
+            Contents::Memory(bytes) => {
+                let offset = usize::try_from(offset).expect("within bytes that are in memory");
+                buffer.fill_from(&bytes[offset..offset + len]);
+            }
+        }
         Ok(())
     }
 

@@ -6,11 +6,11 @@ use super::reference::{REFERENCE_LEN_MAX, Reference};
 use super::unseal::DataKeys;
 use crate::encrypt::COMMITMENT_LEN;
 use crate::error::{Error, ErrorKind, Result, Stage};
-use crate::format::{FormatError, Header, Plaintext, Preamble};
+use crate::format::{FormatError, Header, ObjectName, Plaintext, Preamble};
 use crate::pipeline::Counters;
-use crate::postgres::wal::WalFile;
+use crate::postgres::wal::{SegmentName, WalFile};
 use crate::repository::Repository;
-use crate::repository::layout::WalPath;
+use crate::repository::layout::{TailPiece, WalPath};
 use crate::repository::verify;
 use crate::restore::volume::{Expected, OpenVolume, Stored};
 
@@ -38,8 +38,29 @@ impl StoredFile {
         } else {
             (stored, head)
         };
+        Self::read(stored, head, &archive.name(file)).await.map(Some)
+    }
+
+    /// Finds the object of a piece of a segment; `None` when there is none.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find). Cancel safe.
+    pub(super) async fn find_piece(
+        repository: &Repository,
+        archive: &WalPath,
+        segment: SegmentName,
+        piece: &TailPiece,
+    ) -> Result<Option<Self>> {
+        let path = archive.tail_piece(segment, piece);
+        match Stored::find(repository, &path).await? {
+            Some((stored, head)) => Self::read(stored, head, &archive.tail_piece_name(segment, piece)).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn read(stored: Stored, head: bytes::Bytes, name: &ObjectName) -> Result<Self> {
         let (preamble, commitment) = stored.preamble_in(head).await?;
-        if preamble.header.name != archive.name(file) {
+        if preamble.header.name != *name {
             let name = format!("{:?}", preamble.header.name);
             return Err(stored.damaged(0, FormatError::Name(name)));
         }
@@ -47,7 +68,7 @@ impl StoredFile {
             let reason = "a WAL file without 'plaintext'".to_owned();
             return Err(stored.damaged(0, FormatError::Malformed { what: "header", reason }));
         };
-        Ok(Some(Self { plaintext, stored, preamble, commitment }))
+        Ok(Self { plaintext, stored, preamble, commitment })
     }
 
     /// Where it is.

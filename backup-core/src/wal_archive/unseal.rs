@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -58,6 +59,11 @@ impl StoredFile {
     /// `Integrity`, `Key`, `Sink` when the file cannot be written, and those of the store. The file then holds some of it, in any order.
     /// Cancel safe, in that sense.
     pub(super) async fn write_to(self, keys: &DataKeys, tools: &Tools, file: &Arc<File>) -> Result<()> {
+        self.write_at(keys, tools, file, 0).await
+    }
+
+    /// The same, from the offset `start` on, whatever is there.
+    pub(super) async fn write_at(self, keys: &DataKeys, tools: &Tools, file: &Arc<File>, start: u64) -> Result<()> {
         let plaintext = self.plaintext;
         let volume = Arc::new(self.open(keys).await?);
         let damaged =
@@ -89,7 +95,7 @@ impl StoredFile {
                         (Arc::clone(&volume), Arc::clone(file), tools.buffers.clone(), *place);
                     tools.pool.run(move |workspace| {
                         let plain = volume.open_chunk(place, record, &buffers, workspace)?;
-                        file.write_all_at(plain.filled(), offset_of(&volume, place)).map_err(write_failed)?;
+                        file.write_all_at(plain.filled(), start + offset_of(&volume, place)).map_err(write_failed)?;
                         Ok::<_, Error>(tree.map(|cut| cut.digest_of_chunk(place.counter, plain.filled())))
                     })
                 })
@@ -100,7 +106,7 @@ impl StoredFile {
         }
         let digest = match tree {
             Some(_) => Cut::digest(&digests),
-            None => digest_of_file(file).await?,
+            None => digest_of_file(file, start..start + len).await?,
         };
         if digest == plaintext.blake3 {
             Ok(())
@@ -114,20 +120,26 @@ fn offset_of(volume: &OpenVolume, place: Place) -> u64 {
     place.counter * u64::from(volume.header.chunk_size)
 }
 
-async fn digest_of_file(file: &Arc<File>) -> Result<[u8; 32]> {
+async fn digest_of_file(file: &Arc<File>, range: Range<u64>) -> Result<[u8; 32]> {
     let file = Arc::clone(file);
-    let read = tokio::task::spawn_blocking(move || digest_of(&file)).await;
+    let read = tokio::task::spawn_blocking(move || digest_of_range(&file, range)).await;
     read.map_err(|e| Error::internal(Stage::Sink, "a reading task panicked").with_source(e))?
         .map_err(|e| Error::new(ErrorKind::Sink, Stage::Sink, "cannot read what was written").with_source(e))
 }
 
 /// The BLAKE3 of a whole file. Blocks.
 pub(super) fn digest_of(file: &File) -> std::io::Result<[u8; 32]> {
+    digest_of_range(file, 0..u64::MAX)
+}
+
+/// The BLAKE3 of these bytes of a file, as far as it has them. Blocks.
+fn digest_of_range(file: &File, range: Range<u64>) -> std::io::Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 256 << 10];
-    let mut at = 0;
+    let mut at = range.start;
     loop {
-        let n = file.read_at(&mut buffer, at)?;
+        let room = usize::try_from(range.end - at).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let n = file.read_at(&mut buffer[..room], at)?;
         if n == 0 {
             return Ok(*hasher.finalize().as_bytes());
         }

@@ -1,13 +1,16 @@
 //! Where the write-ahead log of a cluster is.
 
+use std::fmt;
+
 use object_store::path::Path;
 
 use super::{TargetName, VOLUME_SUFFIX};
 use crate::encrypt::random;
 use crate::format::ObjectName;
-use crate::postgres::wal::{SystemIdentifier, Timeline, WalFile};
+use crate::postgres::wal::{SegmentName, SystemIdentifier, Timeline, WalFile};
 
 const WAL: &str = "wal";
+const TAIL_SUFFIX: &str = ".tail";
 
 /// The archive of one cluster. The system identifier keeps a cluster that was made anew, or upgraded, from colliding with its own past.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -16,6 +19,37 @@ pub struct WalPath {
     pub target: TargetName,
     /// The cluster.
     pub system_identifier: SystemIdentifier,
+}
+
+/// A piece of a segment that is still being received: which bytes of the segment, and which run of a receiver wrote them. Several runs may
+/// have written the same bytes; a piece is never replaced.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TailPiece {
+    /// Where in the segment its first byte lies.
+    pub start: u32,
+    /// Where the byte behind its last one lies.
+    pub end: u32,
+    /// Sixteen hexadecimal digits, random.
+    pub run: String,
+}
+
+impl TailPiece {
+    /// Reads the last part of the path of an object; `None` when it is no piece.
+    pub fn parse(name: &str) -> Option<Self> {
+        let (range, run) = name.strip_suffix(VOLUME_SUFFIX)?.split_once('.')?;
+        let (start, end) = range.split_once('-')?;
+        let digits =
+            |text: &str, len| text.len() == len && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let offset = |text: &str| u32::from_str_radix(text, 16).ok().filter(|_| digits(text, 8));
+        let piece = Self { start: offset(start)?, end: offset(end)?, run: run.to_owned() };
+        (digits(run, 16) && piece.start < piece.end).then_some(piece)
+    }
+}
+
+impl fmt::Display for TailPiece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}-{:08x}.{}", self.start, self.end, self.run)
+    }
 }
 
 impl TargetName {
@@ -62,6 +96,26 @@ impl WalPath {
         }
     }
 
+    /// The folder with what is stored of a segment that is still being received.
+    pub fn tail(&self, segment: SegmentName) -> Path {
+        self.path(&[&segment.timeline.hex(), &format!("{segment}{TAIL_SUFFIX}")])
+    }
+
+    /// The object of one piece of it.
+    pub fn tail_piece(&self, segment: SegmentName, piece: &TailPiece) -> Path {
+        self.tail(segment).join(format!("{piece}{VOLUME_SUFFIX}"))
+    }
+
+    /// The name that such an object answers to.
+    pub fn tail_piece_name(&self, segment: SegmentName, piece: &TailPiece) -> ObjectName {
+        ObjectName::Wal {
+            target: self.target.to_string(),
+            system_identifier: self.system_identifier.to_string(),
+            timeline: segment.timeline.hex(),
+            file: format!("{segment}{TAIL_SUFFIX}/{piece}"),
+        }
+    }
+
     /// The file that an object of this archive holds, by the last part of its path; `None` when it is something else.
     pub fn parse_file(name: &str) -> Option<WalFile> {
         name.strip_suffix(VOLUME_SUFFIX)?.parse().ok()
@@ -93,6 +147,23 @@ mod tests {
             assert_eq!(WalPath::parse_file(archive.file(file).filename().unwrap()), Some(file));
         }
         assert_eq!(WalPath::parse_file("00000002000000030000000A.tail"), None);
+        let WalFile::Segment(segment) = "00000002000000030000000A".parse().unwrap() else { panic!() };
+        let piece = TailPiece { start: 0x12000, end: 0x1A0B0, run: "0123456789abcdef".to_owned() };
+        let path = archive.tail_piece(segment, &piece);
+        assert_eq!(
+            path.as_ref(),
+            "app/wal/7412345678901234567/00000002/00000002000000030000000A.tail/00012000-0001a0b0.0123456789abcdef.vol"
+        );
+        assert_eq!(TailPiece::parse(path.filename().unwrap()), Some(piece));
+        for name in [
+            "00012000-0001a0b0.vol",
+            "12000-1a0b0.0123456789abcdef.vol",
+            "00012000-0001A0B0.0123456789abcdef.vol",
+            "+0012000-0001a0b0.0123456789abcdef.vol",
+            "00012000-00012000.0123456789abcdef.vol",
+        ] {
+            assert_eq!(TailPiece::parse(name), None, "{name}");
+        }
         let large = archive.large_file("00000002000000030000000A".parse().unwrap());
         assert_eq!(WalPath::parse_file(large.filename().unwrap()), None, "{large}");
     }

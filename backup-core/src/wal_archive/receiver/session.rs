@@ -1,0 +1,225 @@
+//! One stream of one timeline, from its start to its end.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::filling::{Filling, Job};
+use super::{Known, Receiver, ReceiverEvent, upload};
+use crate::clock::{Clock, SystemClock};
+use crate::encrypt::random;
+use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::postgres::wal::{Lsn, SegmentSize, SystemIdentifier};
+use crate::postgres::wire::{Connection, StandbyStatus, WalMessage, WalPosition, WalStream};
+
+/// How often the server hears from us: well within `wal_sender_timeout`, which is a minute unless somebody changed it.
+const STATUS: Duration = Duration::from_secs(10);
+/// More than so many bytes wait for the repository: nothing more is read. One segment always may.
+const WAITING_BYTES_MAX: usize = 32 << 20;
+/// How long the last of it may take when we are told to stop, and then taking leave of the server.
+const STOP_DEADLINE: Duration = Duration::from_secs(20);
+const LEAVE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How a stream ended.
+pub(super) enum Ended {
+    /// We were told to.
+    Stopped,
+    /// The timeline ended, and this is the next.
+    Timeline(Connection, WalPosition),
+}
+
+/// A stream, what has come of it, and what of that is durable.
+pub(super) struct Session<'a> {
+    receiver: &'a Receiver,
+    known: &'a mut Known,
+    cluster: SystemIdentifier,
+    start: WalPosition,
+    filling: Filling,
+    waiting: VecDeque<Job>,
+    upload: Option<(Job, AbortOnDropHandle<Result<()>>)>,
+    durable: Lsn,
+}
+
+enum Next {
+    Message(Option<WalMessage>),
+    Uploaded(Result<()>),
+    Status,
+    Flush,
+    Stop,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn new(
+        receiver: &'a Receiver,
+        cluster: SystemIdentifier,
+        size: SegmentSize,
+        start: WalPosition,
+        known: &'a mut Known,
+    ) -> Self {
+        let run = data_encoding::HEXLOWER.encode(&random::bytes::<8>());
+        let filling = Filling::new(size, start.timeline, start.lsn, run);
+        // What was durable before stays so, though we begin at the beginning of its segment.
+        let durable = known.durable.map_or(start.lsn, |durable| durable.lsn.max(start.lsn));
+        Self { receiver, known, cluster, start, filling, waiting: VecDeque::new(), upload: None, durable }
+    }
+
+    pub(super) async fn run(mut self, mut stream: WalStream) -> Result<Ended> {
+        let mut statuses = ticks(STATUS);
+        let mut flushes = ticks(self.receiver.options.flush_interval);
+        stream.status(&self.status()).await?;
+        loop {
+            self.begin_upload();
+            if self.has_reached_its_end() {
+                return self.stop(stream).await;
+            }
+            match self.next(&mut stream, &mut statuses, &mut flushes).await? {
+                Next::Message(Some(WalMessage::Data { data, .. })) => self.waiting.extend(self.filling.add(&data)),
+                Next::Message(Some(WalMessage::Keepalive { reply_requested, .. })) => {
+                    if reply_requested {
+                        stream.status(&self.status()).await?;
+                    }
+                }
+                Next::Message(None) => return self.timeline_ended(stream).await,
+                Next::Uploaded(done) => {
+                    self.uploaded(done)?;
+                    stream.status(&self.status()).await?;
+                }
+                Next::Status => stream.status(&self.status()).await?,
+                Next::Flush => self.waiting.extend(self.filling.piece()),
+                Next::Stop => return self.stop(stream).await,
+            }
+        }
+    }
+
+    async fn next(&mut self, stream: &mut WalStream, statuses: &mut Interval, flushes: &mut Interval) -> Result<Next> {
+        let idle = self.upload.is_none() && self.waiting.is_empty();
+        let waiting: usize = self.waiting.iter().chain(self.upload.as_ref().map(|(job, _)| job)).map(Job::bytes).sum();
+        // If memory is full, nothing more is read; the server still hears from us.
+        let has_room = waiting == 0 || waiting + self.filling.len() < WAITING_BYTES_MAX;
+        let upload = async {
+            match &mut self.upload {
+                Some((_, task)) => task
+                    .await
+                    .unwrap_or_else(|e| Err(Error::internal(Stage::Upload, "an upload task panicked").with_source(e))),
+                None => std::future::pending().await,
+            }
+        };
+        Ok(tokio::select! {
+            biased;
+            () = self.receiver.options.cancel.cancelled() => Next::Stop,
+            _ = statuses.tick() => Next::Status,
+            done = upload => Next::Uploaded(done),
+            _ = flushes.tick(), if idle => Next::Flush,
+            message = stream.next(), if has_room => Next::Message(message?),
+        })
+    }
+
+    fn begin_upload(&mut self) {
+        if self.upload.is_some() {
+            return;
+        }
+        if let Some(job) = self.waiting.pop_front() {
+            let (archiver, cluster, of_task) = (self.receiver.archiver.clone(), self.cluster, job.clone());
+            let task = tokio::spawn(async move { upload::store(archiver, cluster, &of_task).await });
+            self.upload = Some((job, AbortOnDropHandle::new(task)));
+        }
+    }
+
+    /// Takes note of an upload that ended. One that failed in a way that may pass is tried again, by and by.
+    fn uploaded(&mut self, done: Result<()>) -> Result<()> {
+        let Some((job, _)) = self.upload.take() else { return Ok(()) };
+        if let Err(error) = done {
+            if !super::may_pass(&error) {
+                return Err(error);
+            }
+            self.receiver.tell(&ReceiverEvent::Retrying { error: error.in_one_line(), pause: RETRY });
+            let (archiver, cluster, of_task) = (self.receiver.archiver.clone(), self.cluster, job.clone());
+            let task = tokio::spawn(async move {
+                tokio::time::sleep(RETRY).await;
+                upload::store(archiver, cluster, &of_task).await
+            });
+            self.upload = Some((job, AbortOnDropHandle::new(task)));
+            return Ok(());
+        }
+        let size = self.filling.size();
+        let end = match &job {
+            Job::Segment(name, _) => name.end(size),
+            Job::Piece(name, piece, _) => name.start(size).map(|start| Lsn(start.0 + u64::from(piece.end))),
+        };
+        if let Some(end) = end.filter(|end| *end > self.durable) {
+            self.durable = end;
+            self.known.durable = Some(WalPosition { lsn: end, timeline: self.start.timeline });
+            self.receiver.tell(&ReceiverEvent::Durable(end));
+        }
+        if let Job::Segment(name, _) = job {
+            self.receiver.tell(&ReceiverEvent::Segment(name));
+        }
+        Ok(())
+    }
+
+    fn has_reached_its_end(&self) -> bool {
+        self.receiver.options.until.is_some_and(|until| self.filling.end() >= until)
+    }
+
+    /// What was received becomes durable, if the repository is there; then the server is told, and left.
+    async fn stop(mut self, mut stream: WalStream) -> Result<Ended> {
+        self.waiting.extend(self.filling.piece());
+        let drained = tokio::time::timeout(STOP_DEADLINE, self.drain()).await;
+        let late =
+            || Error::new(ErrorKind::Unavailable, Stage::Upload, "what was received last could not be stored in time");
+        let drained = drained.unwrap_or_else(|_| Err(late()));
+        let left = async {
+            stream.status(&self.status()).await?;
+            let (connection, _) = stream.finish().await?;
+            connection.close().await
+        };
+        if let Ok(Err(error)) | Err(error) = tokio::time::timeout(LEAVE_DEADLINE, left).await.map_err(|_| late()) {
+            tracing::debug!(%error, "left without taking leave");
+        }
+        drained.map(|()| Ended::Stopped)
+    }
+
+    /// Waits until all that waits is durable.
+    async fn drain(&mut self) -> Result<()> {
+        loop {
+            self.begin_upload();
+            let Some((_, task)) = &mut self.upload else { return Ok(()) };
+            let done = task.await;
+            let done =
+                done.unwrap_or_else(|e| Err(Error::internal(Stage::Upload, "an upload task panicked").with_source(e)));
+            self.uploaded(done)?;
+        }
+    }
+
+    /// The server has no more of this timeline. What there is of its last segment stays a tail.
+    async fn timeline_ended(mut self, stream: WalStream) -> Result<Ended> {
+        let (connection, next) = stream.finish().await?;
+        self.waiting.extend(self.filling.piece());
+        self.drain().await?;
+        match next {
+            Some(next) => Ok(Ended::Timeline(connection, next)),
+            None => Err(Error::new(ErrorKind::Source, Stage::Source, "the server stopped streaming: it shuts down")),
+        }
+    }
+
+    fn status(&self) -> StandbyStatus {
+        StandbyStatus {
+            write: self.filling.end(),
+            flush: self.durable.min(self.filling.end().max(self.start.lsn)),
+            apply: Lsn(0),
+            time: SystemClock.now(),
+            reply_requested: false,
+        }
+    }
+}
+
+/// The pause before a failed upload is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+fn ticks(period: Duration) -> Interval {
+    let mut ticks = interval_at(Instant::now() + period, period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}

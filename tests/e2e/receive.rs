@@ -1,0 +1,237 @@
+//! `wal receive`: the log of a real server, as it is written.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use backup_tests::host::{Host, Running};
+use backup_tests::postgres::{NewServer, Server};
+use rustix::process::Signal;
+
+use crate::BACKUP;
+
+/// A server with small segments, which keeps what it has written, and a host with a repository.
+fn world(major: u32) -> (Server, Host) {
+    let server = NewServer::of_major(major).initdb("--wal-segsize=1").setting("wal_keep_size", "1GB");
+    // What was committed is flushed, as it is in any server that is worth a backup.
+    let server = server.setting("synchronous_commit", "on").start();
+    let mut host = Host::initialised(BACKUP);
+    host.set("BACKUP_TARGET", "db");
+    (server, host)
+}
+
+fn conninfo(server: &Server) -> String {
+    format!("host={} port={} user=postgres", server.directory().display(), server.port())
+}
+
+fn receive(host: &Host, server: &Server, more: &[&str]) -> Running {
+    host.backup(["wal", "receive", &conninfo(server), "--flush-interval", "1"]).args(more).start()
+}
+
+async fn position(server: &Server) -> String {
+    server.sql("SELECT pg_current_wal_flush_lsn()").await[0][0].clone().unwrap()
+}
+
+/// Some segments' worth of log.
+async fn write(server: &Server) {
+    server.sql("CREATE TABLE IF NOT EXISTS t (n int, hash text)").await;
+    server.sql("INSERT INTO t SELECT n, md5(random()::text) FROM generate_series(1, 20000) n").await;
+}
+
+/// Waits until the server was told that its log is durable up to `lsn`.
+async fn durable(server: &Server, lsn: &str) {
+    let question = format!("SELECT coalesce(bool_or(flush_lsn >= '{lsn}'), false) FROM pg_stat_replication");
+    let begun = Instant::now();
+    while server.sql(&question).await[0][0].as_deref() != Some("t") {
+        assert!(begun.elapsed() < Duration::from_secs(60), "never durable up to {lsn}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Every segment up to `lsn` comes back as it is in `pg_wal`, up to there.
+async fn same(host: &Host, server: &Server, lsn: &str) {
+    let mut compared = 0;
+    let mut names: Vec<String> = std::fs::read_dir(server.data().join("pg_wal"))
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().into_string().ok())
+        .filter(|name| name.len() == 24)
+        .collect();
+    names.sort();
+    let last = server.sql(&format!("SELECT file_name, file_offset FROM pg_walfile_name_offset('{lsn}')")).await;
+    let (last, offset) = (last[0][0].clone().unwrap(), last[0][1].as_ref().unwrap().parse::<usize>().unwrap());
+    for name in names.iter().filter(|name| **name <= last) {
+        let to = host.path("fetched");
+        let fetched = host.backup(["wal", "fetch", name, "--prefetch=0"]).args([&to]).in_directory(server.data()).run();
+        if compared == 0 && fetched.code() == Some(200) {
+            // Written before anybody received it.
+            continue;
+        }
+        let fetched = fetched.succeeded();
+        let (was, is) = (std::fs::read(server.data().join("pg_wal").join(name)).unwrap(), std::fs::read(&to).unwrap());
+        let end = if *name == last { offset } else { was.len() };
+        assert!(was.len() == is.len() && was[..end] == is[..end], "{name} differs: {fetched}");
+        compared += 1;
+    }
+    assert!(compared > 1, "nothing was compared: {names:?}, {last}");
+}
+
+fn files(host: &Host, part: &str) -> Vec<String> {
+    host.stored().into_iter().filter(|name| name.contains(part)).collect()
+}
+
+#[tokio::test]
+async fn what_the_server_was_told_to_be_flushed_comes_back() {
+    for major in [13, 15, 18] {
+        let (server, host) = world(major);
+        let running = receive(&host, &server, &["--slot", "backup", "--create-slot"]);
+        write(&server).await;
+        server.sql("INSERT INTO t VALUES (0, 'the last one')").await;
+        let lsn = position(&server).await;
+        durable(&server, &lsn).await;
+        assert!(
+            !files(&host, ".tail/").is_empty(),
+            "{major}: a segment that is not full is a tail: {:?}",
+            host.stored()
+        );
+        same(&host, &server, &lsn).await;
+        running.signal(Signal::TERM);
+        running.wait().succeeded().saying("durable up to");
+    }
+}
+
+#[tokio::test]
+async fn killed_and_begun_again_under_load_it_leaves_no_gap() {
+    let (server, host) = world(15);
+    let begin = || receive(&host, &server, &["--slot", "backup", "--create-slot"]);
+    for round in 0..6u64 {
+        let running = begin();
+        let until = Instant::now() + Duration::from_millis(400 + 300 * round);
+        while Instant::now() < until {
+            write(&server).await;
+        }
+        running.signal(Signal::KILL);
+        assert_eq!(running.wait().signal(), Some(9));
+    }
+    let running = begin();
+    write(&server).await;
+    let lsn = position(&server).await;
+    durable(&server, &lsn).await;
+    running.signal(Signal::INT);
+    running.wait().succeeded();
+    same(&host, &server, &lsn).await;
+    let checked = host.backup(["wal", "check", "--json"]).run().json();
+    assert_eq!(checked["problems"], serde_json::json!([]), "{checked}");
+    let timelines = checked["clusters"][0]["timelines"].as_array().unwrap();
+    assert_eq!((timelines.len(), timelines[0]["ranges"].as_array().unwrap().len()), (1, 1), "{checked}");
+    // A tail goes when its segment is full: one may stay.
+    let mut tails: Vec<&str> = Vec::new();
+    let stored = host.stored();
+    tails.extend(stored.iter().filter_map(|name| name.split_once(".tail/").map(|(segment, _)| segment)));
+    tails.dedup();
+    assert_eq!(tails.len(), 1, "{tails:?}");
+}
+
+#[tokio::test]
+async fn it_stops_where_it_was_told_to() {
+    let (server, host) = world(15);
+    let from = position(&server).await;
+    write(&server).await;
+    let lsn = position(&server).await;
+    // Begins where the server is, which is behind what was written; so something has to follow.
+    let running = receive(&host, &server, &["--until-lsn", &lsn]);
+    running.wait().succeeded().saying("receiving timeline 1");
+    assert!(from < lsn && server.sql("SELECT count(*) FROM pg_replication_slots").await[0][0].as_deref() == Some("0"));
+    for (arguments, words) in [
+        (&["--slot", "nowhere"][..], "--create-slot"),
+        (&["--until-lsn", "x"], "is not an LSN"),
+        (&["--create-slot"], "--slot"),
+        (&["--flush-interval", "0"], "flush-interval"),
+    ] {
+        let outcome = receive(&host, &server, arguments).wait();
+        assert!(matches!(outcome.code(), Some(2 | 10)), "{outcome}");
+        outcome.saying(words);
+    }
+}
+
+#[tokio::test]
+async fn a_promotion_is_followed_history_first() {
+    let (primary, host) = world(15);
+    write(&primary).await;
+    let standby = NewServer::of_major(15).setting("wal_keep_size", "1GB").standby_of(&primary).start();
+    let running = receive(&host, &standby, &[]);
+    primary.sql("INSERT INTO t VALUES (1, 'before')").await;
+    let lsn = position(&primary).await;
+    durable(&standby, &lsn).await;
+    standby.sql("SELECT pg_promote()").await;
+    write(&standby).await;
+    let lsn = position(&standby).await;
+    durable(&standby, &lsn).await;
+    running.signal(Signal::TERM);
+    running.wait().succeeded().saying("timeline 2");
+    assert_eq!(files(&host, "00000002.history.vol").len(), 1);
+    assert!(!files(&host, "/00000002/000000020").is_empty());
+    let to = host.path("history");
+    host.backup(["wal", "fetch", "00000002.history"]).args([&to]).in_directory(standby.data()).run().succeeded();
+    assert_eq!(std::fs::read(&to).unwrap(), std::fs::read(standby.data().join("pg_wal/00000002.history")).unwrap());
+    let checked = host.backup(["wal", "check", "--json"]).run().json();
+    assert_eq!(checked["problems"], serde_json::json!([]), "{checked}");
+}
+
+#[tokio::test]
+async fn log_that_was_removed_is_a_gap_that_is_named() {
+    let server = NewServer::of_major(15)
+        .initdb("--wal-segsize=1")
+        .setting("min_wal_size", "2MB")
+        .setting("max_wal_size", "2MB")
+        .setting("synchronous_commit", "on")
+        .start();
+    let mut host = Host::initialised(BACKUP);
+    host.set("BACKUP_TARGET", "db");
+    write(&server).await;
+    let lsn = position(&server).await;
+    // To the end of a segment, so that the archive has one.
+    let running = receive(&host, &server, &[]);
+    write(&server).await;
+    durable(&server, &lsn).await;
+    write(&server).await;
+    durable(&server, &lsn).await;
+    running.signal(Signal::TERM);
+    running.wait().succeeded();
+    for _ in 0..4 {
+        write(&server).await;
+        server.sql("CHECKPOINT").await;
+    }
+    let outcome = receive(&host, &server, &[]).wait().failed(10);
+    outcome.saying("this is a gap").hinting("--skip-gap");
+    let running = receive(&host, &server, &["--skip-gap"]);
+    write(&server).await;
+    let lsn = position(&server).await;
+    durable(&server, &lsn).await;
+    // More than a segment, so that there is one behind the gap.
+    write(&server).await;
+    let lsn = position(&server).await;
+    durable(&server, &lsn).await;
+    running.signal(Signal::TERM);
+    running.wait().succeeded().saying("the archive has a gap from");
+    let checked = host.backup(["wal", "check"]).run();
+    assert_eq!(checked.code(), Some(3), "{checked}");
+}
+
+#[tokio::test]
+async fn a_server_that_goes_away_is_waited_for() {
+    let (server, host) = world(15);
+    let mut running = receive(&host, &server, &["--slot", "backup", "--create-slot"]);
+    write(&server).await;
+    let lsn = position(&server).await;
+    durable(&server, &lsn).await;
+    server.kill();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(running.is_running());
+    server.start();
+    write(&server).await;
+    let lsn = position(&server).await;
+    durable(&server, &lsn).await;
+    running.signal(Signal::TERM);
+    running.wait().succeeded().saying("trying again");
+    same(&host, &server, &lsn).await;
+    assert!(Path::new(&host.repository()).exists());
+}
