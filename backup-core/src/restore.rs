@@ -82,8 +82,11 @@ impl OpenBackup {
         &self.0.path
     }
 
-    /// What the backup says of itself: the document of the stream `details`. Cancel safe.
+    /// What the backup says of itself: the document of the stream `details`; `Null` when it has none, as another writer's may. Cancel safe.
     pub async fn details(&self) -> Result<serde_json::Value> {
+        if self.0.manifest.stream(DETAILS).is_none() {
+            return Ok(serde_json::Value::Null);
+        }
         let sink = MemorySink::new(DETAILS_MAX);
         self.restore(DETAILS)?.into(sink.clone()).wait().await?;
         let bytes = sink.take().unwrap_or_default();

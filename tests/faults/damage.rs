@@ -95,6 +95,27 @@ fn several_volumes() -> (Host, BackupPath, Vec<u8>) {
     (host, path, data)
 }
 
+/// With a named stream nothing else is looked at: lost details never stand between somebody and the data.
+#[test]
+fn damaged_or_lost_details_stop_a_restore_before_it_writes_and_not_one_of_a_named_stream() {
+    let (host, path, data) = several_volumes();
+    let details = host.repository().join(path.prefix().as_ref()).join("details.00000.vol");
+    let mut bytes = std::fs::read(&details).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    for damage in [Some(bytes), None] {
+        match damage {
+            Some(bytes) => std::fs::write(&details, bytes).unwrap(),
+            None => std::fs::remove_file(&details).unwrap(),
+        }
+        let refused = host.backup(["restore", "app", "--to"]).args([host.path("out")]).run().failed(13);
+        refused.saying("details.00000.vol").hinting("--stream data");
+        assert!(!host.path("out").exists());
+        let restored = host.backup(["restore", "app", "--to-stdout", "--stream", "data"]).run().succeeded();
+        assert!(restored.stdout() == data);
+    }
+}
+
 #[test]
 fn the_program_exits_with_13_and_names_object_and_offset_and_gives_out_nothing_wrong() {
     let (host, path, data) = several_volumes();

@@ -10,7 +10,7 @@ use backup_core::postgres::conninfo::ConnInfo;
 use backup_core::postgres::load::{LoadOptions, LoadSink};
 use backup_core::repository::Repository;
 use backup_core::restore::{DirectorySink, FileSink, OpenBackup, Restore, Sink, WriterSink};
-use backup_core::{Error, Result};
+use backup_core::{Error, ErrorKind, Result};
 
 use crate::args::{DestinationFlags, RestoreArgs};
 use crate::exit::Exit;
@@ -76,8 +76,9 @@ async fn prepare(app: &App, args: &RestoreArgs) -> Result<Prepared> {
         None => main_stream(manifest)?,
     };
     let restore = backup.restore(stream)?.limits(limits).cancel_on(&app.cancel);
-    // Small, and not needed to restore; but damage to it should show now, and not when somebody asks for it.
-    backup.details().await?;
+    if args.stream.is_none() {
+        check_details(&backup, stream).await?;
+    }
     let warnings = Warnings::default();
     let (sink, place) = sink(app, args, manifest, stream, &warnings).await?;
     let bytes_total = manifest.stream(stream).map_or(0, |s| s.bytes);
@@ -86,6 +87,18 @@ async fn prepare(app: &App, args: &RestoreArgs) -> Result<Prepared> {
 
 /// The stream that a restore is about when none is named.
 fn main_stream(manifest: &Manifest) -> Result<&str> {
+/// Reads the details: small, and not needed to restore; but damage to them should show now, before anything is written, and not when
+/// somebody asks for them. Who names a stream wants that, whatever became of the others.
+async fn check_details(backup: &OpenBackup, stream: &str) -> Result<()> {
+    let Err(error) = backup.details().await else { return Ok(()) };
+    Err(match error.kind() {
+        ErrorKind::Integrity => error.with_hint(format!(
+            "these are the details, not the data: '--stream {stream}' restores the data without them"
+        )),
+        _ => error,
+    })
+}
+
     let mut data = data_streams(manifest).map(|stream| stream.name.as_str());
     match (data.next(), data.next()) {
         (Some(name), None) => Ok(name),
