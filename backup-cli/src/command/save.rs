@@ -21,7 +21,7 @@ use crate::progress::{self, Shown, rate};
 use crate::{App, keys};
 
 use super::describe::data_bytes;
-use super::{limits, location, or_cancelled, stderr_lines, told};
+use super::{conninfo, limits, location, or_cancelled, stderr_lines, told};
 
 /// What is read, and what is remembered about it.
 struct Input {
@@ -37,21 +37,23 @@ pub(crate) async fn run(app: &App, args: &SaveArgs) -> Result<Exit> {
             "pipe data in, or use '-- COMMAND', --pg-dump CONNINFO or --directory PATH; see 'backup save --help'",
         ));
     }
+    // Before the repository is asked anything.
+    let database = args.source.pg_dump.as_deref().map(|text| conninfo("--pg-dump", text)).transpose()?;
     let begun = Instant::now();
-    let backup = or_cancelled(app, prepare(app, args, target)).await?;
+    let backup = or_cancelled(app, prepare(app, args, target, database)).await?;
     let handle = backup.start()?;
     let counters = handle.counters();
     let manifest = progress::during(&app.output, None, || Shown::saving(&counters.snapshot()), handle.wait()).await?;
     finish(&app.output, &manifest, begun.elapsed())
 }
 
-async fn prepare(app: &App, args: &SaveArgs, target: TargetName) -> Result<Backup> {
+async fn prepare(app: &App, args: &SaveArgs, target: TargetName, database: Option<ConnInfo>) -> Result<Backup> {
     let location = location(&app.config)?;
     let recipients = keys::recipients(&app.config).await?;
     let repository = Repository::open(&location).await?;
     let limits = limits(&app.config, &repository)?;
     let warnings = Warnings::default();
-    let input = input(app, args, &warnings).await?;
+    let input = input(app, args, database, &warnings).await?;
     let mut backup = Backup::new(repository, target)
         .kind(input.kind)
         .recipients(recipients)
@@ -71,9 +73,9 @@ fn reads_stdin(args: &SaveArgs) -> bool {
     args.command.is_empty() && args.source.pg_dump.is_none() && args.source.directory.is_none()
 }
 
-async fn input(app: &App, args: &SaveArgs, warnings: &Warnings) -> Result<Input> {
-    if let Some(conninfo) = &args.source.pg_dump {
-        let options = DumpOptions::new(ConnInfo::parse(conninfo)?);
+async fn input(app: &App, args: &SaveArgs, database: Option<ConnInfo>, warnings: &Warnings) -> Result<Input> {
+    if let Some(conninfo) = database {
+        let options = DumpOptions::new(conninfo);
         let details = serde_json::to_value(options.details().await?)
             .map_err(|e| Error::internal(Stage::Setup, "could not describe the database").with_source(e))?;
         let source = options.source(stderr_lines(&app.output))?;

@@ -11,9 +11,10 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use tokio::sync::mpsc;
 
-use super::reader::{ReaderSource, source_error};
+use super::reader::ReaderSource;
 use super::{Piece, Source};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::pipeline::Buffer;
@@ -30,6 +31,10 @@ use walk::Walk;
 
 /// Index pieces that wait to be read, each of about 64 KiB.
 const INDEX_PIECES: usize = 2;
+
+/// What can be done about something in a directory that may not be read.
+const UNREADABLE: &str =
+    "a backup without it would not be whole: run as a user who may read it, or back up another directory";
 
 /// Receives what went wrong with single files, of a backup or of a restore, that are left out or not quite what they were.
 pub type WarningCallback = Box<dyn FnMut(DirectoryWarning) + Send>;
@@ -80,16 +85,15 @@ impl DirectorySource {
     /// Opens `path`, and makes the two streams.
     ///
     /// # Errors
-    /// `Source` when it cannot be opened or is no directory.
+    /// `Config` when there is no such directory, `Source` when it cannot be read.
     pub fn new(path: impl AsRef<Path>, options: DirectoryOptions) -> Result<(Self, FilesIndexSource)> {
         let path = path.as_ref();
-        let root =
-            open_directory(path).map_err(|e| source_error(format!("cannot open {}", path.display()), e.into()))?;
+        let root = open_directory(path).map_err(|e| cannot_open(path, e))?;
         let (sender, pieces) = mpsc::channel(INDEX_PIECES);
         let warn = options.on_warning.unwrap_or_else(|| {
             Box::new(|DirectoryWarning { path, what }| tracing::warn!(path = %path.display(), "{what}"))
         });
-        let input = TarInput::new(Walk::new(root)?, IndexWriter::new(sender), warn);
+        let input = TarInput::new(path.to_owned(), Walk::new(root)?, IndexWriter::new(sender), warn);
         Ok((Self(ReaderSource::from_input(input)?), FilesIndexSource { pieces, ended: false }))
     }
 }
@@ -145,6 +149,14 @@ impl fmt::Display for DirectoryWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.path.display(), self.what)
     }
+}
+
+fn cannot_open(path: &Path, errno: Errno) -> Error {
+    // As with a command that is missing: nothing was read.
+    let kind = if matches!(errno, Errno::NOENT | Errno::NOTDIR) { ErrorKind::Config } else { ErrorKind::Source };
+    let error = Error::new(kind, Stage::Source, format!("cannot open {}", path.display()))
+        .with_source(std::io::Error::from(errno));
+    if errno == Errno::ACCESS { error.with_hint(UNREADABLE) } else { error }
 }
 
 fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
