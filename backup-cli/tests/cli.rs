@@ -461,7 +461,7 @@ fn verify_goes_on_after_a_backup_that_it_cannot_judge() {
     let saved = user.run_with_input(&["save", "b"], b"data");
     let ran = user.run(&["verify", "--all", "--deep"]);
     assert_eq!(ran.code, 12, "{}", ran.stderr);
-    assert!(ran.stdout.starts_with("unknown") && ran.stdout.contains("\nok "), "{}", ran.stdout);
+    assert!(ran.stdout.starts_with("unverified") && ran.stdout.contains("\nok "), "{}", ran.stdout);
     let json = user.run(&["verify", "--all", "--deep", "--json"]);
     assert_eq!(json.code, 12);
     assert!(json.stdout.contains("\"outcome\": \"unverified\"") && json.stdout.contains("\"outcome\": \"ok\""));
