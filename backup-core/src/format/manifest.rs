@@ -70,7 +70,7 @@ pub struct Manifest {
     pub data_key: String,
     /// Whom the data key was wrapped for when the backup was made.
     pub recipients: Vec<RecipientName>,
-    /// The streams.
+    /// The streams; at least one.
     pub streams: Vec<StreamEntry>,
     /// Ids of backups of the same target that this one cannot be restored without.
     #[serde(default)]
@@ -180,6 +180,9 @@ impl Manifest {
             return Err(FormatError::Version(self.format));
         }
         let malformed = |reason: String| Err(FormatError::Malformed { what: "manifest", reason });
+        if self.streams.is_empty() {
+            return malformed("it has no stream".to_owned());
+        }
         let (mut names, mut paths) = (HashSet::new(), HashSet::new());
         for stream in &self.streams {
             let name = stream.name.escape_debug();
