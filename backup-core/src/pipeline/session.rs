@@ -241,7 +241,7 @@ async fn check_presence(context: &Context, manifest: &Manifest) -> Result<()> {
         .await
         .map_err(|e| context.repository.error(e, "list", &context.path.prefix()).at(Stage::Commit))?;
     for volume in manifest.streams.iter().flat_map(|stream| &stream.volumes) {
-        let object = context.path.named(&volume.path);
+        let object = context.repository.address(&context.path.named(&volume.path));
         let problem = match found.get(&volume.path) {
             Some(size) if *size == volume.bytes => continue,
             Some(size) => format!("{object} has {size} bytes in the store and should have {}", volume.bytes),
