@@ -31,6 +31,7 @@ pub use catalog::{Found, Listed};
 pub(crate) use catalog::{no_backup, unreadable};
 pub use failure::storage_error;
 pub use location::{LOCAL_PART_BYTES, Location, REMOTE_PART_BYTES};
+pub(crate) use put::is_taken;
 pub use s3::S3Options;
 
 /// An open repository. Cheap to clone.

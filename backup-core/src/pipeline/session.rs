@@ -15,6 +15,7 @@ use super::progress::{Event, Observer, Warnings};
 use super::stream::{Context, Halt, write_stream};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{Condition, Kind, Manifest, RecipientName, StreamEntry};
+use crate::repository::is_taken;
 use crate::repository::layout::StreamName;
 use crate::source::{BytesSource, Source};
 
@@ -70,6 +71,8 @@ impl Session {
                 }
                 Ok(manifest)
             }
+            // Another run has this name, and with it all that is stored there.
+            Err(error) if error.stage() == Stage::Setup && is_taken(&error) => Err(error),
             Err(error) => {
                 let removed = tokio::time::timeout(CLEANUP_DEADLINE, remove_all(&context)).await;
                 let removed = removed.unwrap_or_else(|_| {
@@ -93,8 +96,10 @@ impl Session {
             biased;
             () = context.stop.cancelled() => {
                 // Not dropped in the middle: it could finish after everything was removed.
-                let _ = tokio::time::timeout(CLEANUP_DEADLINE, begun).await;
-                return Err(Error::cancelled(Stage::Setup));
+                return Err(match tokio::time::timeout(CLEANUP_DEADLINE, begun).await {
+                    Ok(Ok(Err(error))) if is_taken(&error) => error.at(Stage::Setup),
+                    _ => Error::cancelled(Stage::Setup),
+                });
             }
             begun = &mut begun => begun,
         };

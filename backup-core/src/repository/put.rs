@@ -82,6 +82,16 @@ pub(super) async fn holds(
 }
 
 pub(super) fn taken(address: &str) -> Error {
-    let message = format!("cannot create {address}: it exists already, with other contents, and was left as it is");
-    Error::new(ErrorKind::Storage, Stage::Commit, message)
+    let message = format!("cannot create {address}: {Taken}");
+    Error::new(ErrorKind::Storage, Stage::Commit, message).with_source(Taken)
 }
+
+/// Whether an error says that something else has that name.
+pub(crate) fn is_taken(error: &Error) -> bool {
+    use std::error::Error as _;
+    error.source().is_some_and(|source| source.is::<Taken>())
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("it exists already, with other contents, and was left as it is")]
+struct Taken;
