@@ -6,4 +6,5 @@ pub mod embedder;
 pub mod host;
 pub mod postgres;
 pub mod s3;
+pub mod sts;
 pub mod volume;
