@@ -27,7 +27,7 @@ run_tests = $(CARGO) test $(WORKSPACE) --no-fail-fast
 endif
 
 .NOTPARALLEL:
-.PHONY: help quickstart test $(SUITES) advisories benchmark build format install uninstall clean
+.PHONY: help quickstart test $(SUITES) advisories benchmark compare build format install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,14 @@ advisories: ## known vulnerabilities; asks the network
 
 benchmark: ## measure, with the profile of releases
 	$(CARGO) bench --locked -p backup-benches
+
+compare: build ## time it beside zstd | age on FILE, by default a tar of /usr
+	@file='$(FILE)'; made=; \
+	if [ -z "$$file" ]; then \
+		file=$$(mktemp) && made=$$file && trap 'rm -f "$$made"' EXIT && \
+		tar -cf - -C /usr lib share 2>/dev/null | head -c 1500000000 >"$$file" || true; \
+	fi; \
+	benches/compare.sh "$$file" $(ROUNDS)
 
 build: ## the release binary
 	$(CARGO) build --release --locked -p backup-cli

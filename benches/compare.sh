@@ -3,13 +3,16 @@
 #
 #   benches/compare.sh FILE [ROUNDS]
 #
-# Prints the best time of each and the ratios, best against best: noise only ever
-# slows. Needs zstd and age, and a built `backup` (cargo build --release).
+# Prints the best wall time and the best processor time (user and system, of all
+# processes) of each, and the ratios, best against best: noise only ever slows.
+# What the program stores is on disk when it ends; so is the pipe's file here, by
+# a sync of it and of its directory. Needs zstd and age, and a built `backup`
+# (make build).
 set -euo pipefail
 file=$(realpath "${1:?usage: compare.sh FILE [ROUNDS]}")
 rounds=${2:-5}
 cd "$(dirname "$0")/.."
-backup=$PWD/target/release/backup
+backup=${CARGO_TARGET_DIR:-$PWD/target}/release/backup
 for tool in "$backup" zstd age age-keygen; do
     command -v "$tool" >/dev/null || {
         echo "compare: $tool is missing" >&2
@@ -25,33 +28,41 @@ age-keygen -o "$work/key" 2>/dev/null
 recipient=$(age-keygen -y "$work/key")
 
 ours_save() { "$backup" save file --quiet <"$file" >"$work/id"; }
-pipe_save() { zstd -q -3 -T2 -c <"$file" | age -r "$recipient" -o "$work/file.age"; }
+pipe_save() {
+    zstd -q -3 -T2 -c <"$file" | age -r "$recipient" -o "$work/file.age"
+    sync "$work/file.age" "$work"
+}
 ours_restore() { "$backup" restore "$(cat "$work/id")" --to-stdout --quiet >/dev/null; }
 pipe_restore() { age -d -i "$work/key" "$work/file.age" | zstd -q -d >/dev/null; }
 
-# Milliseconds of one run.
+# One run: milliseconds of wall time and of processor time.
 timed() {
-    local begun
-    begun=$(date +%s%N)
-    "$1"
-    echo $((($(date +%s%N) - begun) / 1000000))
+    local TIMEFORMAT='%R %U %S' took
+    # The subshell's own errors still reach the terminal.
+    took=$({ time "$1" 2>&3; } 3>&2 2>&1)
+    awk '{ printf "%d %d\n", $1 * 1000, ($2 + $3) * 1000 }' <<<"$took"
 }
 
-declare -A best
+declare -A wall cpu
 for ((round = 0; round <= rounds; round++)); do
+    # What an earlier run left to be written out would be waited for by the next one that syncs.
     for what in ours_save pipe_save ours_restore pipe_restore; do
-        took=$(timed "$what")
+        sync
+        read -r took busy < <(timed "$what")
         # The first round only warms the page cache.
         [ "$round" = 0 ] && continue
-        [ "${best[$what]:-999999999}" -le "$took" ] || best[$what]=$took
+        [ "${wall[$what]:-999999999}" -le "$took" ] || wall[$what]=$took
+        [ "${cpu[$what]:-999999999}" -le "$busy" ] || cpu[$what]=$busy
     done
-    rm -rf "$work/repository/file"
-    [ "$round" = "$rounds" ] || ours_save
+    rm -rf "$work/repository/file" "$work/file.age"
 done
 
-ratio() { awk "BEGIN { printf \"%.2f\", $1 / $2 }"; }
-printf '%-8s %8s %8s %6s %s\n' '' backup pipe ratio promised
+ratio() { awk "BEGIN { printf \"%.2f\", $1 / ($2 ? $2 : 1) }"; }
+printf '%-8s %-9s %9s %9s %6s %s\n' '' '' backup pipe ratio promised
 for what in save restore; do
-    printf '%-8s %6d ms %5d ms %6s %s\n' "$what" "${best[ours_$what]}" "${best[pipe_$what]}" \
-        "$(ratio "${best[ours_$what]}" "${best[pipe_$what]}")" "$([ $what = save ] && echo '<= 0.80' || echo '<= 0.60')"
+    promised=$([ "$what" = save ] && echo '<= 0.80' || echo '<= 0.60')
+    ours=ours_$what pipe=pipe_$what
+    printf '%-8s %-9s %6d ms %6d ms %6s %s\n' "$what" wall "${wall[$ours]}" "${wall[$pipe]}" \
+        "$(ratio "${wall[$ours]}" "${wall[$pipe]}")" "$promised"
+    printf '%-8s %-9s %6d ms %6d ms %6s\n' '' processor "${cpu[$ours]}" "${cpu[$pipe]}" "$(ratio "${cpu[$ours]}" "${cpu[$pipe]}")"
 done

@@ -43,7 +43,7 @@ impl Cli {
         let cli = Self::try_parse_from(arguments)?;
         match &cli.command {
             // To clap this is no command at all, and we would wait for standard input; to the user a variable was empty.
-            Command::Save(save) if save.command.is_empty() && ends_in_dashes => {
+            Command::Save(save) if save.command.first().map_or(ends_in_dashes, |program| program.is_empty()) => {
                 let message = "the command after '--' is empty";
                 Err(Self::command().error(clap::error::ErrorKind::MissingRequiredArgument, message))
             }
@@ -104,11 +104,11 @@ pub(crate) struct Globals {
     pub(crate) passphrase_command: Option<String>,
 
     /// The most memory to use for data, such as 64MiB [env: BACKUP_MEMORY]
-    #[arg(long, global = true, value_name = "SIZE", hide_short_help = true, value_parser = byte_size)]
+    #[arg(long, global = true, value_name = "SIZE", hide_short_help = true, value_parser = byte_size, allow_negative_numbers = true)]
     pub(crate) memory: Option<ByteSize>,
 
     /// Threads that compress and encrypt [env: BACKUP_WORKERS] [default: one for each core, at most 4]
-    #[arg(long, global = true, value_name = "N", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "N", hide_short_help = true, allow_negative_numbers = true)]
     pub(crate) workers: Option<NonZeroUsize>,
 
     #[command(flatten)]

@@ -3,6 +3,7 @@
 use std::future::Future;
 
 use backup_core::pipeline::{Limits, Warnings};
+use backup_core::postgres::conninfo::ConnInfo;
 use backup_core::repository::{Location, Repository, S3Options};
 use backup_core::source::command::LineCallback;
 use backup_core::source::{DirectoryWarning, WarningCallback};
@@ -64,6 +65,19 @@ fn location(config: &Config) -> Result<Location> {
             .with_hint("use a path, file:// or s3://"));
     }
     Ok(address.parse::<Location>()?.with_s3_options(options))
+}
+
+/// The database that `flag` names. To libpq an empty text is the default database; here it was most likely an unset variable.
+pub(crate) fn conninfo(flag: &str, text: &str) -> Result<ConnInfo> {
+    let refused = |why: &str| {
+        Err(Error::config(format!("the connection string of {flag} {why}"))
+            .with_hint("name the database, such as dbname=app; was a variable not set?"))
+    };
+    if text.trim().is_empty() {
+        return refused("is empty");
+    }
+    let conninfo = ConnInfo::parse(text)?;
+    if conninfo.get("dbname") == Some("") { refused("has an empty dbname") } else { Ok(conninfo) }
 }
 
 /// What suits the repository, with what the user knows better.

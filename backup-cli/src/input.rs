@@ -20,8 +20,10 @@ use serde_json::json;
 
 use crate::App;
 use crate::args::{CheckpointName, ChecksumName, SaveArgs};
-use crate::command::{stderr_lines, told};
+use crate::command::{conninfo, stderr_lines, told};
 
+/// How the flag and the key of the configuration file are called.
+const PG_DUMP: &str = "pg_dump";
 /// PostgreSQL takes rates in KiB, from 32 to 1,048,576.
 const RATE_KIB: std::ops::RangeInclusive<u64> = 32..=1 << 20;
 
@@ -110,7 +112,7 @@ impl Input {
     /// Whether what can be judged without asking anybody is sound.
     pub(crate) fn check(&self) -> Result<()> {
         match self {
-            Self::Dump(conninfo) => ConnInfo::parse(conninfo).map(drop),
+            Self::Dump(text) => conninfo(PG_DUMP, text).map(drop),
             Self::Cluster(cluster) => cluster.connect_options().and_then(|_| cluster.request().map(drop)),
             _ => Ok(()),
         }
@@ -129,8 +131,8 @@ fn command(app: &App, words: &[OsString], backup: Backup) -> Result<Backup> {
     Ok(backup.kind(Kind::Command).details(details).stream("data".parse()?, source))
 }
 
-async fn dump(app: &App, conninfo: &str, backup: Backup) -> Result<Backup> {
-    let options = DumpOptions::new(ConnInfo::parse(conninfo)?);
+async fn dump(app: &App, text: &str, backup: Backup) -> Result<Backup> {
+    let options = DumpOptions::new(conninfo(PG_DUMP, text)?);
     let details = serde_json::to_value(options.details().await?)
         .map_err(|e| Error::internal(Stage::Setup, "could not describe the database").with_source(e))?;
     let source = options.source(stderr_lines(&app.output))?;

@@ -143,17 +143,24 @@ fn slips_of_the_finger_are_usage_errors_with_hints() {
         &["save", "app", "--level", "20"],
         &["save", "app", "--codec", "gzip"],
         &["save", "app", "--memory", "lots"],
+        &["save", "app", "--memory", "-1"],
+        &["save", "app", "--workers", "-1"],
+        &["save", "app", "--pg-dump", ""],
+        &["save", "app", "--pg-dump", "dbname="],
         &["save", "app", "--directory", "/etc", "--pg-dump", "app"],
         &["save", "app", "--directory", "/etc", "--", "true"],
         &["save", "a/b"],
         &["save", "app", "--"],
+        &["save", "app", "--", ""],
         &["restore", "app"],
+        &["restore", "app", "--into", " "],
         &["restore", "app", "--to", "x", "--to-stdout"],
         &["restore", "app", "--to", "x", "--no-owner"],
         &["verify", "app", "--all"],
         &["--repo", "gs://bucket", "list"],
         &["--repo", "s3:/bucket", "list"],
         &["--repo", "memory:", "init"],
+        &["--repo", "~/backups", "init"],
         &["--repo", "s3://key:secret@bucket/x", "list"],
     ]
     .map(|arguments| user.refusal(arguments));
@@ -178,6 +185,7 @@ fn what_is_missing_or_wrong_is_told_with_its_exit_code() {
         &["save", "app", "--", "/no/such/program"],
         &["save", "app", "--", "sh", "-c", "echo half; echo reason >&2; exit 4"],
         &["save", "app", "--directory", "/no/such/directory"],
+        &["save", "app", "--memory", "8", "--directory", "/"],
         &["init", "--identity-file", "repository/key.txt"],
     ]
     .map(|arguments| user.refusal(arguments));
@@ -473,7 +481,7 @@ fn verify_goes_on_after_a_backup_that_it_cannot_judge() {
     let saved = user.run_with_input(&["save", "b"], b"data");
     let ran = user.run(&["verify", "--all", "--deep"]);
     assert_eq!(ran.code, 12, "{}", ran.stderr);
-    assert!(ran.stdout.starts_with("unknown") && ran.stdout.contains("\nok "), "{}", ran.stdout);
+    assert!(ran.stdout.starts_with("unverified") && ran.stdout.contains("\nok "), "{}", ran.stdout);
     let json = user.run(&["verify", "--all", "--deep", "--json"]);
     assert_eq!(json.code, 12);
     assert!(json.stdout.contains("\"outcome\": \"unverified\"") && json.stdout.contains("\"outcome\": \"ok\""));

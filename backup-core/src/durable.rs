@@ -10,9 +10,14 @@ use rustix::io::Errno;
 
 /// Makes `dir` and what is missing above it, each with mode 0700, and makes their names durable. Blocks.
 pub(crate) fn create_private_dir(dir: &Path) -> io::Result<()> {
+    create_dir(dir, 0o700)
+}
+
+/// Makes `dir` and what is missing above it, each with `mode` less the umask, and makes their names durable. Blocks.
+pub(crate) fn create_dir(dir: &Path, mode: u32) -> io::Result<()> {
     let dir = std::path::absolute(dir)?;
     let missing: Vec<PathBuf> = dir.ancestors().take_while(|p| !p.exists()).map(Path::to_owned).collect();
-    DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+    DirBuilder::new().recursive(true).mode(mode).create(&dir)?;
     for made in missing {
         sync_parent(&made)?;
     }

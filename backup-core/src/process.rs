@@ -17,8 +17,8 @@ use crate::error::{Error, ErrorKind, Stage};
 /// Room of the pipes to and from children. The default of 64 KiB halves the whole pipeline.
 pub(crate) const PIPE_BYTES: usize = 1 << 20;
 
-/// Longest piece of a child's stderr that is handed on as one line.
-const LINE_BYTES_MAX: u64 = 64 << 10;
+/// Longest piece of a child's output that is handed on as one line.
+pub(crate) const LINE_BYTES_MAX: u64 = 64 << 10;
 
 /// How long the last lines of stderr are waited for after a child has ended: a process that it left behind may keep the pipe open.
 const STDERR_GRACE: Duration = Duration::from_secs(1);

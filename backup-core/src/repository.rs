@@ -31,7 +31,7 @@ pub use catalog::{Found, Listed};
 pub(crate) use catalog::{no_backup, unreadable};
 pub use failure::storage_error;
 pub use location::{LOCAL_PART_BYTES, Location, REMOTE_PART_BYTES};
-pub use put::put_once;
+pub(crate) use put::is_taken;
 pub use s3::S3Options;
 
 /// An open repository. Cheap to clone.
@@ -176,16 +176,23 @@ impl Repository {
         read_small(&*self.store, path, bytes_max, &self.address(path)).await
     }
 
-    /// As [`put_once`], and on a store that ignores conditions looks before it writes, which is all that can be done there.
+    /// Creates an object once and for all.
+    ///
+    /// An ambiguous answer (a time-out, "already exists") is resolved by reading back: the same bytes are success, none are tried
+    /// again, others are an error and stay untouched. A store that ignores conditions is looked at before it is written to, which is all that can
+    /// be done there.
+    ///
+    /// Cancel safety: the object may or may not have been created; call it again with the same bytes.
     pub async fn put_once(&self, path: &Path, payload: PutPayload) -> Result<()> {
+        let address = self.address(path);
         if !self.conditional_put {
-            match put::holds(&*self.store, path, &payload).await? {
+            match put::holds(&*self.store, path, &address, &payload).await? {
                 Some(true) => return Ok(()),
-                Some(false) => return Err(put::taken(path)),
+                Some(false) => return Err(put::taken(&address)),
                 None => {}
             }
         }
-        put_once(&*self.store, path, payload).await
+        put::put_once(&*self.store, path, &address, payload).await
     }
 
     async fn read_document(connection: &Connection, location: &Location) -> Result<Option<Bytes>> {

@@ -82,8 +82,11 @@ impl OpenBackup {
         &self.0.path
     }
 
-    /// What the backup says of itself: the document of the stream `details`. Cancel safe.
+    /// What the backup says of itself: the document of the stream `details`; `Null` when it has none, as another writer's may. Cancel safe.
     pub async fn details(&self) -> Result<serde_json::Value> {
+        if self.0.manifest.stream(DETAILS).is_none() {
+            return Ok(serde_json::Value::Null);
+        }
         let sink = MemorySink::new(DETAILS_MAX);
         self.restore(DETAILS)?.into(sink.clone()).wait().await?;
         let bytes = sink.take().unwrap_or_default();
@@ -131,7 +134,7 @@ async fn unlock(
             Ok(wraps) => match unwrap_any(&manifest.data_key, &wraps, identities).await {
                 Ok(key) => return Ok(key),
                 Err(error) if error.kind() == ErrorKind::Integrity => {
-                    Error::integrity(format!("{} is damaged at offset 0", stored.path)).with_source(error)
+                    Error::integrity(format!("{} is damaged at offset 0", stored.address())).with_source(error)
                 }
                 Err(error) if refused.as_ref() == Some(&wraps) => return Err(error),
                 Err(error) => {
@@ -143,7 +146,8 @@ async fn unlock(
         };
         first_failure.get_or_insert(failure);
     }
-    Err(first_failure.unwrap_or_else(|| Error::integrity(format!("{} has no volume", path.manifest()))))
+    Err(first_failure
+        .unwrap_or_else(|| Error::integrity(format!("{} has no volume", repository.address(&path.manifest())))))
 }
 
 async fn wraps_of(stored: &Stored, path: &BackupPath, manifest: &Manifest) -> Result<Vec<Wrap>> {
@@ -151,8 +155,9 @@ async fn wraps_of(stored: &Stored, path: &BackupPath, manifest: &Manifest) -> Re
     if preamble.header.data_key == manifest.data_key {
         return Ok(preamble.header.wraps);
     }
-    let error = FormatError::Name(format!("{} has another data key", stored.path));
-    Err(Error::integrity(format!("{} is damaged at offset 0", path.manifest())).with_source(error))
+    let error = FormatError::Name(format!("{} has another data key", stored.address()));
+    let manifest = stored.repository.address(&path.manifest());
+    Err(Error::integrity(format!("{manifest} is damaged at offset 0")).with_source(error))
 }
 
 /// The restore of one stream: say how, then give it a sink with [`into`](Self::into).

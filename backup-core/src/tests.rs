@@ -326,3 +326,22 @@ proptest! {
         prop_assert!(restored == all);
     }
 }
+
+#[tokio::test]
+async fn a_run_whose_name_is_taken_touches_nothing_of_the_other() {
+    let world = World::new().await;
+    let handle = world.backup().stream("data".parse().unwrap(), BytesSource::new("ours")).start().unwrap();
+    let target: crate::repository::layout::TargetName = "app".parse().unwrap();
+    let path = target.backup(handle.id());
+    // Before the run's task is polled for the first time.
+    for object in [path.running(), path.manifest()] {
+        let put = world.repository.store().put(&object, "another's".into());
+        futures::FutureExt::now_or_never(put).expect("memory answers at once").unwrap();
+    }
+    let error = handle.wait().await.unwrap_err();
+    assert!(error.to_string().contains("running.json: it exists already"), "{error}");
+    for object in [path.running(), path.manifest()] {
+        let kept = world.repository.read_small(&object, 100).await.unwrap();
+        assert_eq!(kept.as_deref(), Some(&b"another's"[..]), "{object}");
+    }
+}

@@ -156,7 +156,17 @@ fn a_directory_that_cannot_be_read_makes_no_backup() {
     let host = Host::initialised(BACKUP);
     host.write("file", "x");
     for path in ["nowhere", "file"] {
-        host.backup(["save", "tree", "--directory"]).args([host.path(path)]).run().failed(1).saying(path);
+        host.backup(["save", "tree", "--directory"]).args([host.path(path)]).run().failed(2).saying(path);
+    }
+    let secret = host.write("from/deeper/secret", "x");
+    let to_read = |path: &Path| {
+        let run = host.without_override(["save", "tree", "--directory"]).args([host.path("from")]).run();
+        run.failed(1).saying(&format!("cannot open {}", path.display())).hinting("user who may read it")
+    };
+    for path in [&secret, &host.path("from")] {
+        host.forbid(path);
+        to_read(path);
+        fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
     }
     assert_eq!(host.stored(), [] as [&str; 0]);
 }

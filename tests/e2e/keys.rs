@@ -81,3 +81,17 @@ fn keys_made_by_age_itself_work() {
     let restored = host.backup(["restore", "app", "--to-stdout", "--identity-file", &identity]).run().succeeded();
     assert_eq!(restored.stdout(), b"by age");
 }
+
+#[test]
+fn a_key_that_cannot_be_made_leaves_no_repository() {
+    let host = Host::new(BACKUP);
+    host.write("in-the-way", "no directory");
+    host.backup(["init"]).env("XDG_CONFIG_HOME", host.path("in-the-way")).run().failed(12);
+    assert!(!host.repository().exists());
+
+    // The other way round, the key stays, and that a copy should be kept is said now: the next time it is not new.
+    let outcome = host.backup(["init", "--repo"]).args([host.path("in-the-way/repository")]).run();
+    assert!(outcome.code() != Some(0) && outcome.stderr.contains("Keep a copy"), "{outcome}");
+    assert!(host.identity_file().exists());
+    host.backup(["init"]).run().succeeded().saying("using the key that is there already");
+}

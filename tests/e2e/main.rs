@@ -5,6 +5,7 @@ mod commands;
 mod configuration;
 mod decoder;
 mod directory;
+mod documented;
 mod keys;
 mod output;
 mod postgres;

@@ -128,3 +128,28 @@ fn names_that_cannot_be_folders_are_refused_with_a_hint_and_nothing_is_read() {
         assert_eq!(host.backup(["restore", name, "--to-stdout"]).run().succeeded().stdout(), name.as_bytes());
     }
 }
+
+#[test]
+fn a_folder_that_may_not_be_read_is_a_warning_and_hides_no_backup() {
+    let host = Host::initialised(BACKUP);
+    let id = host.save("app", "data");
+    let foreign = host.repository().join("elsewhere");
+    std::fs::create_dir(&foreign).unwrap();
+    host.forbid(&foreign);
+    for arguments in
+        [&["list"][..], &["list", "--json"], &["verify", "--all"], &["verify", "--all", "--deep", "--json"]]
+    {
+        let outcome = host.without_override(arguments).run();
+        assert_eq!(outcome.code(), Some(3), "{outcome}");
+        let told = format!("{}{}", outcome.text(), outcome.stderr);
+        assert!(told.contains(&id) && told.contains("elsewhere"), "{outcome}");
+    }
+    for reference in ["latest", "app", &id, &id[..20], &id[17..]] {
+        let shown = host.without_override(["show", reference, "--json"]).run().json();
+        assert_eq!(shown["backup"]["id"], id, "{reference}");
+    }
+    // It could be there.
+    host.without_override(["show", "other"]).run().failed(2).saying("elsewhere");
+    host.without_override(["list", "elsewhere"]).run().failed(2).saying("elsewhere");
+    std::fs::set_permissions(&foreign, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+}

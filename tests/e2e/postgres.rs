@@ -103,6 +103,78 @@ fn sql_from_a_pipe_is_loaded_as_well() {
 }
 
 #[test]
+fn sql_that_psql_did_not_run_to_its_end_is_not_restored() {
+    let cluster = Cluster::shared();
+    let host = client(cluster);
+    cluster.create("here");
+    // psql exits with 0 after each of them.
+    for (name, sql) in [
+        ("goes-on", "\\set ON_ERROR_STOP 0\nCREATE TABLE a ();\nSELECT 1/0;\n"),
+        (
+            "rolls-back-and-goes-on",
+            "\\set ON_ERROR_STOP 0\n\\set ON_ERROR_ROLLBACK on\nSELECT 1/0;\nCREATE TABLE a ();\n",
+        ),
+        ("quits", "CREATE TABLE a ();\n\\quit\nCREATE TABLE b ();\n"),
+        ("quits-quietly", "\\set ON_ERROR_STOP 0\nCREATE TABLE a ();\n\\quit\n"),
+        ("ends-in-rows", "CREATE TABLE a (t text);\nCOPY a FROM STDIN;\none\n"),
+        ("ends-in-if", "CREATE TABLE a ();\n\\if false\nCREATE TABLE b ();\n"),
+        ("ends-in-string", "\\set ON_ERROR_STOP 0\nCREATE TABLE a ();\nSELECT 'x\n"),
+    ] {
+        host.save(name, sql);
+        for database in ["here", "missing"] {
+            let outcome = host.backup(["restore", name, "--into"]).args([format!("dbname={database}")]).run();
+            outcome.failed(1);
+            assert_eq!(cluster.databases(), ["here"], "{name}");
+            assert_eq!(
+                cluster.sql("here", "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"),
+                "0",
+                "{name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_transaction_that_the_sql_leaves_open_is_not_restored() {
+    let cluster = Cluster::shared();
+    let host = client(cluster);
+    for (name, sql) in [
+        ("begins", "BEGIN;\nCREATE TABLE a ();\n"),
+        ("no-autocommit", "\\set AUTOCOMMIT off\nCREATE TABLE a ();\n"),
+        ("two", "BEGIN;\nCREATE TABLE a ();\nCOMMIT;\nBEGIN;\nCREATE TABLE b ();\n"),
+    ] {
+        host.save(name, sql);
+        let outcome = host.backup(["restore", name, "--into", "dbname=missing"]).run();
+        outcome.failed(1).hinting("does not commit");
+        assert_eq!(cluster.databases(), [] as [&str; 0], "{name}");
+    }
+    host.save(
+        "commits",
+        "\\set AUTOCOMMIT off\n\\o nowhere\nCREATE TABLE a ();\nCOMMIT;\nSELECT 1;\nROLLBACK;\n\\echo -n x",
+    );
+    host.backup(["restore", "commits", "--into", "dbname=made"]).run().succeeded();
+    assert_eq!(cluster.sql("made", "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"), "1");
+}
+
+#[test]
+fn what_is_no_dump_is_refused_before_a_database_is_made() {
+    let cluster = Cluster::shared();
+    let host = client(cluster);
+    cluster.create("source");
+    cluster.sql("source", "CREATE TABLE t ();");
+    for (name, command, what) in [
+        ("tar", "pg_dump -Ft source", "a tar archive"),
+        ("gzip", "pg_dump source | gzip", "compressed with gzip"),
+        ("zeros", "head -c 100 /dev/zero", "neither SQL nor"),
+    ] {
+        host.shell(&format!("{command} | \"$BACKUP\" save {name}")).run().id();
+        let outcome = host.backup(["restore", name, "--into", "dbname=missing"]).run();
+        outcome.failed(2).saying(what).hinting("--to-stdout");
+        assert_eq!(cluster.databases(), ["source"]);
+    }
+}
+
+#[test]
 fn a_load_that_fails_midway_leaves_no_database_and_no_table() {
     let cluster = Cluster::shared();
     let host = client(cluster);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use backup_tests::data::Data;
 use backup_tests::host::Host;
 use backup_tests::s3::{BUCKET, DOMAIN, Recorded, S3, SECRET_KEY};
+use backup_tests::sts::{self, TokenService};
 
 use crate::BACKUP;
 
@@ -161,4 +162,38 @@ fn credentials_can_come_from_a_profile() {
     host.backup(["init"]).run().succeeded();
     host.save("app", "by profile");
     assert_eq!(host.backup(["restore", "app", "--to-stdout"]).run().succeeded().stdout(), b"by profile");
+}
+
+#[test]
+fn web_identity_gets_session_credentials_and_uses_them() {
+    let (server, tokens) = (S3::start(), TokenService::start());
+    let mut host = client(&server);
+    tokens.serve(&mut host, sts::WEB_IDENTITY_TOKEN);
+    host.backup(["init"]).run().succeeded();
+    let data = Data::random(20_000_000, "web identity");
+    tokens.take_asked();
+    server.take_requests();
+    host.save("app", data.clone());
+    assert_eq!(tokens.take_asked(), 1, "once for the whole run");
+    let requests = server.take_requests();
+    assert!(requests.len() > 5);
+    for request in requests {
+        assert_eq!(request.headers["x-amz-security-token"], sts::SESSION_TOKEN, "{request:?}");
+        let authorization = request.headers["authorization"].to_str().unwrap();
+        assert!(authorization.contains(sts::SESSION_ACCESS_KEY), "{request:?}");
+    }
+    let restored = host.backup(["restore", "app", "--to-stdout"]).run().succeeded();
+    assert!(*restored.digest() == data.digest());
+}
+
+#[test]
+fn a_web_identity_that_is_refused_is_told_and_its_token_is_not() {
+    let (server, tokens) = (S3::start(), TokenService::start());
+    let mut host = client(&server);
+    tokens.serve(&mut host, "a-hushed-token");
+    let outcome = host.backup(["init"]).run().failed(2);
+    assert!(tokens.take_asked() > 0 && !outcome.stderr.contains("hushed"), "{outcome}");
+    host.set("AWS_WEB_IDENTITY_TOKEN_FILE", "/no/such/token");
+    host.backup(["init"]).run().failed(2).saying("/no/such/token").hinting("AWS_WEB_IDENTITY_TOKEN_FILE");
+    assert_eq!(server.objects(), [] as [&str; 0]);
 }

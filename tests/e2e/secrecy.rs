@@ -55,3 +55,23 @@ fn stored_objects_show_neither_the_names_of_files_nor_the_command() {
         assert_eq!((&shown["authenticated"], &shown["details"]), (&serde_json::json!(false), &serde_json::Value::Null));
     }
 }
+
+#[test]
+fn the_repository_is_its_owner_s_and_what_is_in_it_has_the_modes_that_the_umask_leaves() {
+    use std::os::unix::fs::PermissionsExt;
+    let host = Host::new(BACKUP);
+    host.shell("umask 022; \"$BACKUP\" init; umask 027; head -c 5000000 /dev/urandom | \"$BACKUP\" save app")
+        .run()
+        .succeeded();
+    let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&host.repository()), 0o700);
+    let stored = host.stored();
+    assert!(stored.len() == 3, "{stored:?}");
+    for name in stored {
+        let file = host.repository().join(&name);
+        assert_eq!(mode(&file), 0o640, "{name}");
+        for directory in file.ancestors().skip(1).take_while(|path| *path != host.repository()) {
+            assert_eq!(mode(directory), 0o750, "{}", directory.display());
+        }
+    }
+}

@@ -95,6 +95,51 @@ fn several_volumes() -> (Host, BackupPath, Vec<u8>) {
     (host, path, data)
 }
 
+/// With a named stream nothing else is looked at: lost details never stand between somebody and the data.
+#[test]
+fn damaged_or_lost_details_stop_a_restore_before_it_writes_and_not_one_of_a_named_stream() {
+    let (host, path, data) = several_volumes();
+    let details = host.repository().join(path.prefix().as_ref()).join("details.00000.vol");
+    let mut bytes = std::fs::read(&details).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    for damage in [Some(bytes), None] {
+        match damage {
+            Some(bytes) => std::fs::write(&details, bytes).unwrap(),
+            None => std::fs::remove_file(&details).unwrap(),
+        }
+        let refused = host.backup(["restore", "app", "--to"]).args([host.path("out")]).run().failed(13);
+        refused.saying("details.00000.vol").hinting("--stream data");
+        assert!(!host.path("out").exists());
+        let restored = host.backup(["restore", "app", "--to-stdout", "--stream", "data"]).run().succeeded();
+        assert!(restored.stdout() == data);
+    }
+}
+
+/// A manifest that fits, as far as it can without the key.
+#[test]
+fn a_volume_of_another_backup_or_place_is_found_without_a_key_whatever_the_manifest_says() {
+    let (host, path, _) = several_volumes();
+    let folder = host.repository().join(path.prefix().as_ref());
+    let manifest = std::fs::read_to_string(folder.join("manifest.json")).unwrap();
+    host.backup(["verify", "app"]).run().succeeded();
+
+    let (document, proof) = manifest.split_once('\n').unwrap();
+    let mut swapped: serde_json::Value = serde_json::from_str(document).unwrap();
+    let volumes = swapped["streams"][0]["volumes"].as_array_mut().unwrap();
+    volumes.swap(0, 1);
+    std::fs::write(folder.join("manifest.json"), format!("{swapped}\n{proof}")).unwrap();
+    let verified = host.backup(["verify", "app"]).run().failed(13);
+    assert!(verified.text().contains("data.00000.vol: it is another volume"), "{verified}");
+
+    let (id, other) = (path.id.as_str(), "20300101T000000Z-aaaaaaaaaaaaaaaa");
+    let copy = folder.with_file_name(other);
+    std::fs::rename(&folder, &copy).unwrap();
+    std::fs::write(copy.join("manifest.json"), manifest.replace(id, other)).unwrap();
+    let verified = host.backup(["verify", other]).run().failed(13);
+    assert_eq!(verified.text().matches("it is another volume").count(), 4, "{verified}");
+}
+
 #[test]
 fn the_program_exits_with_13_and_names_object_and_offset_and_gives_out_nothing_wrong() {
     let (host, path, data) = several_volumes();

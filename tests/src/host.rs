@@ -102,6 +102,21 @@ impl Host {
         run
     }
 
+    /// `backup`, about to run as a user to whom the permissions of files apply: root passes over them otherwise. See [`forbid`](Self::forbid).
+    pub fn without_override<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Run {
+        if !rustix::process::geteuid().is_root() {
+            return self.backup(arguments);
+        }
+        let mut run = self.command("setpriv");
+        run.command.arg("--bounding-set=-dac_override,-dac_read_search").arg(&self.program).args(arguments);
+        run
+    }
+
+    /// Makes a file or directory one that [`without_override`](Self::without_override) may not read.
+    pub fn forbid(&self, path: &Path) {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o000)).expect("it is ours");
+    }
+
     /// A shell script in this machine's environment, in which `"$BACKUP"` is the program.
     pub fn shell(&self, script: &str) -> Run {
         let mut run = self.command("sh");

@@ -7,5 +7,6 @@ pub mod embedder;
 pub mod host;
 pub mod postgres;
 pub mod s3;
+pub mod sts;
 pub mod volume;
 pub mod wal;

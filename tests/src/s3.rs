@@ -26,6 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 
 use crate::host::{Host, files_below};
+use crate::sts::{SESSION_ACCESS_KEY, SESSION_SECRET_KEY, SESSION_TOKEN};
 
 /// The bucket that every server begins with.
 pub const BUCKET: &str = "backups";
@@ -170,7 +171,9 @@ impl S3 {
         let root = tempfile::Builder::new().prefix("backup-test-s3.").tempdir().expect("a temporary directory");
         std::fs::create_dir(root.path().join(BUCKET)).expect("a bucket");
         let mut service = S3ServiceBuilder::new(s3s_fs::FileSystem::new(root.path()).expect("a directory to serve"));
-        service.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+        let mut auth = SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY);
+        auth.register(SESSION_ACCESS_KEY.into(), SESSION_SECRET_KEY.into());
+        service.set_auth(auth);
         service.set_host(BucketInHost);
         let (service, shared) =
             (service.build(), Arc::new(Shared { root: root.path().to_owned(), ..Shared::default() }));
@@ -315,6 +318,14 @@ impl Shared {
             Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
             _ => {}
         }
+        // The signature covers the token, and the store beneath does not ask for it.
+        if uses_session(request.headers())
+            && request.headers().get("x-amz-security-token").is_none_or(|t| t != SESSION_TOKEN)
+        {
+            let body =
+                "<Error><Code>InvalidToken</Code><Message>The session token is missing or wrong</Message></Error>";
+            return Response::builder().status(403).body(whole(body.into())).map_err(io::Error::other);
+        }
         // The store beneath would make the bucket.
         if !self.root.join(bucket_of(&request)).is_dir() {
             let body = "<Error><Code>NoSuchBucket</Code><Message>The bucket does not exist</Message></Error>";
@@ -336,6 +347,12 @@ impl Shared {
             _ => Ok(response),
         }
     }
+}
+
+/// Whether a request is signed with the session's key.
+fn uses_session(headers: &HeaderMap) -> bool {
+    let authorization = headers.get("authorization").and_then(|value| value.to_str().ok());
+    authorization.is_some_and(|value| value.contains(SESSION_ACCESS_KEY))
 }
 
 /// Counts a request among those that are being served.

@@ -28,6 +28,14 @@ struct Entry {
     origin: Option<Origin>,
 }
 
+impl Entry {
+    /// With what applies when nobody said anything.
+    fn or(self, applies: &str) -> Self {
+        let origin = self.origin.or(Some(Origin::Default));
+        Self { value: self.value.or_else(|| Some(applies.to_owned())), origin, ..self }
+    }
+}
+
 pub(crate) async fn run(app: &App, action: &ConfigAction) -> Result<Exit> {
     match action {
         ConfigAction::Check => check(app).await,
@@ -75,25 +83,37 @@ fn entries(config: &Config) -> Vec<Entry> {
         entry(key, setting, T::to_string)
     }
     let files = |files: &Vec<PathBuf>| files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", ");
-    let passphrase_key = match config.passphrase {
-        Some(Setting { value: PassphraseFrom::Command(_), .. }) => "passphrase_command",
-        _ => "passphrase_file",
+    let passphrase = |text: fn(&PassphraseFrom) -> Option<String>| {
+        let setting = config.passphrase.as_ref()?;
+        Some(Setting { value: text(&setting.value)?, origin: setting.origin.clone() })
+    };
+    let file = passphrase(|from| match from {
+        PassphraseFrom::File(path) => Some(path.display().to_string()),
+        PassphraseFrom::Command(_) => None,
+    });
+    let command = passphrase(|from| match from {
+        PassphraseFrom::Command(command) => Some(program(command)),
+        PassphraseFrom::File(_) => None,
+    });
+    let recipients = entry("recipients", config.recipients.as_ref(), |keys| {
+        keys.iter().map(|key| recipient(key)).collect::<Vec<_>>().join(", ")
+    });
+    let recipients = if config.passphrase.is_none() && config.identity_files.is_some() {
+        recipients.or("those of the identity files")
+    } else {
+        recipients
     };
     let mut all = vec![
         plain("repository.url", config.repository.as_ref()),
-        plain("repository.s3.endpoint", config.s3.endpoint.as_ref()),
-        plain("repository.s3.region", config.s3.region.as_ref()),
-        plain("repository.s3.path_style", config.s3.path_style.as_ref()),
-        entry("recipients", config.recipients.as_ref(), |keys| {
-            keys.iter().map(|key| recipient(key)).collect::<Vec<_>>().join(", ")
-        }),
+        plain("repository.s3.endpoint", config.s3.endpoint.as_ref()).or("the AWS profile's, or AWS itself"),
+        plain("repository.s3.region", config.s3.region.as_ref()).or("the AWS profile's, or us-east-1"),
+        plain("repository.s3.path_style", config.s3.path_style.as_ref()).or("true with an endpoint of one's own"),
+        recipients,
         entry("identity_files", config.identity_files.as_ref(), files),
-        entry(passphrase_key, config.passphrase.as_ref(), |from| match from {
-            PassphraseFrom::File(path) => path.display().to_string(),
-            PassphraseFrom::Command(command) => program(command),
-        }),
-        plain("memory", config.memory.as_ref()),
-        plain("workers", config.workers.as_ref()),
+        plain("passphrase_file", file.as_ref()),
+        plain("passphrase_command", command.as_ref()),
+        plain("memory", config.memory.as_ref()).or("what suits the repository and the level"),
+        plain("workers", config.workers.as_ref()).or("one for each core, at most 4"),
         plain("level", Some(&config.encoding.level)),
         entry("codec", Some(&config.encoding.codec), value_name),
         entry("cipher", Some(&config.encoding.cipher), value_name),

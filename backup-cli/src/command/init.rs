@@ -44,10 +44,20 @@ pub(crate) async fn run(app: &App, args: &InitArgs) -> Result<Exit> {
     } else {
         None
     };
-    let (repository, init) = Repository::init(&location, &SystemClock).await?;
+    // The key first: a repository without one would look finished.
     let key = match identity_file {
         Some(path) => load_or_create(path)?,
         None => Key::Configured(recipients),
+    };
+    let (repository, init) = match Repository::init(&location, &SystemClock).await {
+        Ok(made) => made,
+        Err(error) => {
+            // It stays: another run may be using it by now. The next one finds it there, and would not say to keep a copy.
+            if let Key::File { created: true, .. } = key {
+                tell_key(app, &key);
+            }
+            return Err(error);
+        }
     };
     if args.json {
         app.output.json(&document(&repository, &init, &key))?;
@@ -133,6 +143,11 @@ fn tell(app: &App, repository: &Repository, init: &Init, key: &Key) {
     let output = &app.output;
     let what = if init.created { "created the repository" } else { "the repository is there already:" };
     output.note(format!("{what} {repository} (id {})", repository.id()));
+    tell_key(app, key);
+}
+
+fn tell_key(app: &App, key: &Key) {
+    let output = &app.output;
     match key {
         Key::Configured(recipients) => {
             for recipient in recipients {

@@ -22,6 +22,7 @@ struct Document<'a> {
     repository: &'a str,
     backups: Vec<BackupDocument>,
     unreadable: Vec<Unreadable>,
+    unreadable_targets: Vec<UnreadableTarget>,
     unfinished: Vec<Name<'a>>,
 }
 
@@ -38,10 +39,17 @@ struct Unreadable {
     error: String,
 }
 
+#[derive(Debug, Serialize)]
+struct UnreadableTarget {
+    target: String,
+    error: String,
+}
+
 /// What there is; `T` is what is kept of a backup.
 struct Listing<T> {
     backups: Vec<T>,
     unreadable: Vec<Unreadable>,
+    unreadable_targets: Vec<UnreadableTarget>,
     unfinished: Vec<BackupPath>,
 }
 
@@ -56,16 +64,22 @@ pub(crate) async fn run(app: &App, args: &ListArgs) -> Result<Exit> {
     Ok(if unreadable == 0 { Exit::Done } else { Exit::Warnings })
 }
 
-/// Prints JSON; returns how many backups cannot be read.
+/// Prints JSON; returns how many backups and targets cannot be read.
 fn json(app: &App, repository: &Repository, listing: Listing<BackupDocument>) -> Result<usize> {
-    let Listing { backups, unreadable, unfinished } = listing;
-    let count = unreadable.len();
+    let Listing { backups, unreadable, unreadable_targets, unfinished } = listing;
+    let count = unreadable.len() + unreadable_targets.len();
     let unfinished = unfinished.iter().map(|p| Name { target: p.target.as_str(), id: p.id.as_str() }).collect();
-    app.output.json(&Document { repository: repository.name(), backups, unreadable, unfinished })?;
+    app.output.json(&Document {
+        repository: repository.name(),
+        backups,
+        unreadable,
+        unreadable_targets,
+        unfinished,
+    })?;
     Ok(count)
 }
 
-/// Prints a table; returns how many backups cannot be read.
+/// Prints a table; returns how many backups and targets cannot be read.
 fn table(app: &App, repository: &Repository, listing: Listing<Vec<String>>) -> Result<usize> {
     if listing.backups.is_empty() {
         app.output.note(format!("no backups in {repository}"));
@@ -81,7 +95,10 @@ fn table(app: &App, repository: &Repository, listing: Listing<Vec<String>>) -> R
     for unreadable in &listing.unreadable {
         app.output.warning(format!("{} of {} cannot be read: {}", unreadable.id, unreadable.target, unreadable.error));
     }
-    Ok(listing.unreadable.len())
+    for UnreadableTarget { target, error } in &listing.unreadable_targets {
+        app.output.warning(format!("'{target}' cannot be listed: {error}"));
+    }
+    Ok(listing.unreadable.len() + listing.unreadable_targets.len())
 }
 
 /// Reads the manifests and keeps of each what `keep` makes of it: there may be thousands, and they can be long.
@@ -90,12 +107,15 @@ async fn read<T>(
     target: Option<&TargetName>,
     keep: impl Fn(&Manifest) -> T,
 ) -> Result<Listing<T>> {
-    let mut listing = Listing { backups: Vec::new(), unreadable: Vec::new(), unfinished: Vec::new() };
+    let mut listing = Listing { backups: vec![], unreadable: vec![], unreadable_targets: vec![], unfinished: vec![] };
     let mut items = repository.list(target);
     while let Some(item) = items.try_next().await? {
         match item {
             Listed::Backup(found) => listing.backups.push(keep(&found.manifest)),
             Listed::Unfinished(path) => listing.unfinished.push(path),
+            Listed::UnreadableTarget(target, error) => listing
+                .unreadable_targets
+                .push(UnreadableTarget { target: target.to_string(), error: report::in_one_line(&error) }),
             Listed::Unreadable(path, error) => listing.unreadable.push(Unreadable {
                 target: path.target.to_string(),
                 id: path.id.to_string(),

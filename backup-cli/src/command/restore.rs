@@ -10,16 +10,16 @@ use backup_core::postgres::conninfo::ConnInfo;
 use backup_core::postgres::load::{LoadOptions, LoadSink};
 use backup_core::repository::Repository;
 use backup_core::restore::{DirectorySink, FileSink, OpenBackup, Restore, Sink, WriterSink};
-use backup_core::{Error, Result};
+use backup_core::{Error, ErrorKind, Result};
 
-use crate::args::{DestinationFlags, RestoreArgs};
+use crate::args::RestoreArgs;
 use crate::exit::Exit;
 use crate::output::bytes;
 use crate::progress::{self, Shown, rate};
 use crate::{App, keys, stdio};
 
 use super::describe::data_streams;
-use super::{limits, location, or_cancelled, stderr_lines, told};
+use super::{conninfo, limits, location, or_cancelled, stderr_lines, told};
 
 /// A restore that can begin.
 struct Prepared {
@@ -43,9 +43,11 @@ pub(crate) async fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
             );
         }
     }
+    // Before the repository is asked anything.
+    let database = args.destination.into.as_deref().map(|text| conninfo("--into", text)).transpose()?;
     let begun = Instant::now();
     let Prepared { restore, sink, manifest, bytes_total, place, warnings } =
-        or_cancelled(app, prepare(app, args)).await?;
+        or_cancelled(app, prepare(app, args, database)).await?;
     let handle = restore.into_boxed(sink);
     let counters = handle.counters();
     let restored =
@@ -64,7 +66,7 @@ pub(crate) async fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
     Ok(if left_out > 0 { Exit::Warnings } else { Exit::Done })
 }
 
-async fn prepare(app: &App, args: &RestoreArgs) -> Result<Prepared> {
+async fn prepare(app: &App, args: &RestoreArgs, database: Option<ConnInfo>) -> Result<Prepared> {
     let identities = keys::identities(&app.config).await?;
     let repository = Repository::open(&location(&app.config)?).await?;
     let limits = limits(&app.config, &repository)?;
@@ -76,12 +78,25 @@ async fn prepare(app: &App, args: &RestoreArgs) -> Result<Prepared> {
         None => main_stream(manifest)?,
     };
     let restore = backup.restore(stream)?.limits(limits).cancel_on(&app.cancel);
-    // Small, and not needed to restore; but damage to it should show now, and not when somebody asks for it.
-    backup.details().await?;
+    if args.stream.is_none() {
+        check_details(&backup, stream).await?;
+    }
     let warnings = Warnings::default();
-    let (sink, place) = sink(app, args, manifest, stream, &warnings).await?;
+    let (sink, place) = sink(app, args, database, manifest, stream, &warnings).await?;
     let bytes_total = manifest.stream(stream).map_or(0, |s| s.bytes);
     Ok(Prepared { restore, sink, place, bytes_total, manifest: manifest.clone(), warnings })
+}
+
+/// Reads the details: small, and not needed to restore; but damage to them should show now, before anything is written, and not when
+/// somebody asks for them. Who names a stream wants that, whatever became of the others.
+async fn check_details(backup: &OpenBackup, stream: &str) -> Result<()> {
+    let Err(error) = backup.details().await else { return Ok(()) };
+    Err(match error.kind() {
+        ErrorKind::Integrity => error.with_hint(format!(
+            "these are the details, not the data: '--stream {stream}' restores the data without them"
+        )),
+        _ => error,
+    })
 }
 
 /// The stream that a restore is about when none is named.
@@ -99,22 +114,22 @@ fn main_stream(manifest: &Manifest) -> Result<&str> {
 async fn sink(
     app: &App,
     args: &RestoreArgs,
+    database: Option<ConnInfo>,
     manifest: &Manifest,
     stream: &str,
     warnings: &Warnings,
 ) -> Result<(Box<dyn Sink>, String)> {
-    let DestinationFlags { to, into, .. } = &args.destination;
-    if let Some(conninfo) = into {
+    if let Some(conninfo) = database {
         if manifest.kind == Kind::Directory {
             return Err(Error::config("a directory cannot be loaded into a database").with_hint("restore it --to DIR"));
         }
-        let mut options = LoadOptions::new(ConnInfo::parse(conninfo)?);
+        let mut options = LoadOptions::new(conninfo);
         options.no_owner = args.no_owner;
         options.no_privileges = args.no_owner;
         let database = options.conninfo.dbname().unwrap_or("the database").to_owned();
         return Ok((Box::new(LoadSink::open(options, stderr_lines(&app.output)).await?), database));
     }
-    if let Some(directory) = to {
+    if let Some(directory) = &args.destination.to {
         return into_directory(app, directory, manifest, stream, warnings);
     }
     Ok((Box::new(WriterSink::stdout()?), "standard output".to_owned()))

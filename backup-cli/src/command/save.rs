@@ -32,6 +32,8 @@ pub(crate) async fn run(app: &App, args: &SaveArgs) -> Result<Exit> {
 
 /// Makes one backup, and says what came of it.
 pub(super) async fn back_up(app: &App, target: &TargetName, input: &Input) -> Result<Exit> {
+    // Before the repository is asked anything.
+    input.check()?;
     let begun = Instant::now();
     let backup = or_cancelled(app, prepare(app, target, input)).await?;
     let handle = backup.start()?;

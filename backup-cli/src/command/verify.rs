@@ -22,6 +22,14 @@ struct Document<'a> {
     repository: &'a str,
     deep: bool,
     backups: Vec<Outcome>,
+    /// With `--all`, those whose backups cannot be told.
+    unreadable_targets: Vec<UnreadableTarget>,
+}
+
+#[derive(Debug, Serialize)]
+struct UnreadableTarget {
+    target: String,
+    error: String,
 }
 
 /// What became of one backup.
@@ -55,6 +63,7 @@ struct Work {
     stored_bytes: u64,
     /// Backups whose manifest cannot be read, of which all is known already.
     outcomes: Vec<Outcome>,
+    unreadable_targets: Vec<UnreadableTarget>,
 }
 
 pub(crate) async fn run(app: &App, args: &VerifyArgs) -> Result<Exit> {
@@ -68,9 +77,20 @@ pub(crate) async fn run(app: &App, args: &VerifyArgs) -> Result<Exit> {
     };
     let verified = verify_all(app, args, &repository, work.paths, &counters, &mut outcomes);
     progress::during(&app.output, Some(work.stored_bytes), shown, verified).await?;
-    let verdict = verdict(&repository, args, &outcomes);
+    for UnreadableTarget { target, error } in &work.unreadable_targets {
+        app.output.warning(format!("'{target}' cannot be listed, so none of its backups was verified: {error}"));
+    }
+    let verdict = match verdict(&repository, args, &outcomes) {
+        Ok(Exit::Done) if !work.unreadable_targets.is_empty() => Ok(Exit::Warnings),
+        verdict => verdict,
+    };
     if args.json {
-        app.output.json(&Document { repository: repository.name(), deep: args.deep, backups: outcomes })?;
+        app.output.json(&Document {
+            repository: repository.name(),
+            deep: args.deep,
+            backups: outcomes,
+            unreadable_targets: work.unreadable_targets,
+        })?;
     }
     verdict
 }
@@ -107,6 +127,9 @@ async fn work(repository: &Repository, args: &VerifyArgs) -> Result<Work> {
         match item {
             Listed::Backup(found) => work.add(*found),
             Listed::Unfinished(_) => {}
+            Listed::UnreadableTarget(target, error) => work
+                .unreadable_targets
+                .push(UnreadableTarget { target: target.to_string(), error: report::in_one_line(&error) }),
             Listed::Unreadable(path, error) if error.kind() != ErrorKind::Integrity => {
                 work.outcomes.push(Outcome::unverified(&path, &error));
             }
@@ -198,15 +221,15 @@ impl Outcome {
         let Self { target, id, verification: Verification { objects, bytes: read, findings, .. }, .. } = self;
         let checked = format!("{id}  {target}  ({objects} objects, {} checked)", bytes(*read));
         let mut text = match self.outcome {
-            Word::Ok => format!("ok       {checked}\n"),
-            Word::Damaged => format!("DAMAGED  {checked}\n"),
-            Word::Unverified => format!("unknown  {id}  {target}\n"),
+            Word::Ok => format!("ok          {checked}\n"),
+            Word::Damaged => format!("DAMAGED     {checked}\n"),
+            Word::Unverified => format!("unverified  {id}  {target}\n"),
         };
         for finding in findings {
-            text.push_str(&format!("         {}: {}\n", plain(&finding.object), plain(&finding.problem)));
+            text.push_str(&format!("            {}: {}\n", plain(&finding.object), plain(&finding.problem)));
         }
         if let Some(error) = &self.error {
-            text.push_str(&format!("         could not be verified: {}\n", plain(error)));
+            text.push_str(&format!("            could not be verified: {}\n", plain(error)));
         }
         app.output.data(&text)
     }

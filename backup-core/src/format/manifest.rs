@@ -73,7 +73,7 @@ pub struct Manifest {
     pub data_key: String,
     /// Whom the data key was wrapped for when the backup was made.
     pub recipients: Vec<RecipientName>,
-    /// The streams.
+    /// The streams; at least one.
     pub streams: Vec<StreamEntry>,
     /// Of which cluster, from where to where in its log; only with [`Kind::BaseBackup`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -207,6 +207,9 @@ impl Manifest {
             return Err(FormatError::Version(self.format));
         }
         let malformed = |reason: String| Err(FormatError::Malformed { what: "manifest", reason });
+        if self.streams.is_empty() {
+            return malformed("it has no stream".to_owned());
+        }
         let (mut names, mut paths) = (HashSet::new(), HashSet::new());
         for stream in &self.streams {
             let name = stream.name.escape_debug();

@@ -148,9 +148,15 @@ impl Limits {
     }
 
     fn too_little(memory: usize, least: usize) -> Error {
-        let mib = |bytes: usize| bytes.div_ceil(1 << 20);
-        Error::config(format!("{} MiB of memory are too little for this", mib(memory)))
-            .with_hint(format!("the least that would do is {} MiB; or lower the compression level", mib(least)))
+        const MIB: usize = 1 << 20;
+        let least = least.div_ceil(MIB);
+        if memory < MIB {
+            // Most likely a number that should have had a unit.
+            return Error::config(format!("{memory} bytes of memory are too little for this"))
+                .with_hint(format!("a size without a unit is in bytes; the least that would do is {least}MiB"));
+        }
+        Error::config(format!("{} MiB of memory are too little for this", memory / MIB))
+            .with_hint(format!("the least that would do is {least} MiB; or lower the compression level"))
     }
 }
 

@@ -18,6 +18,7 @@ use super::progress::Event;
 use super::stream::{Context, Halt, write_stream};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{Kind, Manifest, RecipientName, StreamEntry};
+use crate::repository::is_taken;
 use crate::source::BytesSource;
 
 /// How often a run says that it is alive.
@@ -68,6 +69,8 @@ impl Session {
                 }
                 Ok(manifest)
             }
+            // Another run has this name, and with it all that is stored there.
+            Err(error) if error.stage() == Stage::Setup && is_taken(&error) => Err(error),
             Err(error) => {
                 let removed = tokio::time::timeout(CLEANUP_DEADLINE, remove_all(&context)).await;
                 let removed = removed.unwrap_or_else(|_| {
@@ -91,8 +94,10 @@ impl Session {
             biased;
             () = context.stop.cancelled() => {
                 // Not dropped in the middle: it could finish after everything was removed.
-                let _ = tokio::time::timeout(CLEANUP_DEADLINE, begun).await;
-                return Err(Error::cancelled(Stage::Setup));
+                return Err(match tokio::time::timeout(CLEANUP_DEADLINE, begun).await {
+                    Ok(Ok(Err(error))) if is_taken(&error) => error.at(Stage::Setup),
+                    _ => Error::cancelled(Stage::Setup),
+                });
             }
             begun = &mut begun => begun,
         };
@@ -232,7 +237,7 @@ async fn check_presence(context: &Context, manifest: &Manifest) -> Result<()> {
         .await
         .map_err(|e| context.repository.error(e, "list", &context.path.prefix()).at(Stage::Commit))?;
     for volume in manifest.streams.iter().flat_map(|stream| &stream.volumes) {
-        let object = context.path.named(&volume.path);
+        let object = context.repository.address(&context.path.named(&volume.path));
         let problem = match found.get(&volume.path) {
             Some(size) if *size == volume.bytes => continue,
             Some(size) => format!("{object} has {size} bytes in the store and should have {}", volume.bytes),

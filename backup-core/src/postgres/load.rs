@@ -19,7 +19,7 @@ use super::ConnInfo;
 use super::archive::{Database, Head, quote, read_head, rename_database};
 use super::loading::{Loading, hint_for};
 use super::programs::{Mode, Programs, literal, server_options};
-use super::sql::{Script, client_encoding, connects_elsewhere};
+use super::sql::{Script, client_encoding, connects_elsewhere, no_sql};
 use crate::encrypt::random;
 use crate::error::{Error, Result, Stage};
 use crate::process::LineCallback;
@@ -138,7 +138,12 @@ impl LoadSink {
             return Err(self.programs.error("the stream is empty, so it is no dump of a database"));
         }
         let kind = read_head(&head);
-        if connects_elsewhere(&head) {
+        let is_archive = head.starts_with(super::archive::MAGIC);
+        if let Some((what, hint)) = no_sql(&head).filter(|_| !is_archive) {
+            let message = format!("the stream cannot be loaded into a database: it is {what}");
+            return Err(Error::config(message).at(Stage::Sink).with_hint(hint));
+        }
+        if !is_archive && connects_elsewhere(&head) {
             return Err(self
                 .programs
                 .error("the SQL chooses its database by itself, so it cannot be loaded into this one")
@@ -149,17 +154,17 @@ impl LoadSink {
             None => self.options.conninfo.clone(),
         };
         let single = self.missing.is_none();
-        let is_archive = head.starts_with(super::archive::MAGIC);
-        let (program, Script { args, prologue, epilogue }) = if is_archive {
-            let args = self.pg_restore_args(single);
-            ("pg_restore", Script { args, prologue: String::new(), epilogue: "" })
+        let (program, script) = if is_archive {
+            let (prologue, epilogue) = Default::default();
+            ("pg_restore", Script { args: self.pg_restore_args(single), prologue, epilogue, token: None })
         } else {
             ("psql", Script::new(single))
         };
         let mut command = self.programs.connected(program, &target)?;
-        command.args(args);
-        self.state = State::Loading(Loading::spawn(command, self.stderr.take(), epilogue)?);
-        self.feed(prologue.as_bytes()).await?;
+        command.args(script.args);
+        let loading = Loading::spawn(command, self.stderr.take(), script.epilogue, script.token)?;
+        self.state = State::Loading(loading);
+        self.feed(script.prologue.as_bytes()).await?;
         self.feed(&head).await
     }
 

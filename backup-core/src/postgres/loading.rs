@@ -1,45 +1,60 @@
 //! The program that a dump is loaded with, while it runs.
 
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
 
 use super::sql::OWN_COMMIT;
 use crate::error::{Error, ErrorKind, Result, Stage};
-use crate::process::{Group, LineCallback, PIPE_BYTES, StderrLines, cannot_start, program_path};
+use crate::process::{Group, LINE_BYTES_MAX, LineCallback, PIPE_BYTES, StderrLines, cannot_start, program_path};
 
 /// A running `pg_restore` or `psql`.
 pub(super) struct Loading {
     group: Group,
     stdin: Option<pipe::Sender>,
     held_back: Option<u8>,
-    epilogue: &'static str,
+    epilogue: String,
+    /// Tells when the program has said that it read all.
+    confirmed: Option<oneshot::Receiver<()>>,
     stderr: Option<StderrLines>,
     hint: Hint,
 }
 
 impl Loading {
-    pub(super) fn spawn(mut command: Command, callback: Option<LineCallback>, epilogue: &'static str) -> Result<Self> {
+    /// Starts `command`. After the data it gets `epilogue`, and if there is a `token`, it must then have written that as a line.
+    pub(super) fn spawn(
+        mut command: Command,
+        callback: Option<LineCallback>,
+        epilogue: String,
+        token: Option<String>,
+    ) -> Result<Self> {
         let program = program_path(&command);
         let failed = |e: io::Error| cannot_start(&program, Stage::Sink, e);
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut pipes = (None, None);
-        let group = Group::spawn(command, |child| pipes = (child.stdin.take(), child.stderr.take())).map_err(failed)?;
+        let stdout = if token.is_some() { Stdio::piped() } else { Stdio::null() };
+        command.stdin(Stdio::piped()).stdout(stdout).stderr(Stdio::piped());
+        let mut pipes = (None, None, None);
+        let group =
+            Group::spawn(command, |child| pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take()));
+        let group = group.map_err(failed)?;
         let hint = Arc::new(Mutex::new(None));
-        let (Some(stdin), Some(stderr)) = pipes else {
+        let (Some(stdin), stdout, Some(stderr)) = pipes else {
             return Err(Error::internal(Stage::Sink, "the child has no standard input"));
         };
+        let confirmed =
+            stdout.zip(token).map(|(stdout, token)| await_token(stdout, token)).transpose().map_err(failed)?;
         let stdin = OwnedFd::from(stdin);
         #[cfg(target_os = "linux")]
         let _ = rustix::pipe::fcntl_setpipe_size(&stdin, PIPE_BYTES);
         let stdin = pipe::Sender::from_owned_fd(stdin).map_err(failed)?;
         let stderr = StderrLines::read(stderr, remembering(&hint, callback)).map_err(failed)?;
-        Ok(Self { group, stdin: Some(stdin), held_back: None, epilogue, stderr: Some(stderr), hint })
+        Ok(Self { group, stdin: Some(stdin), held_back: None, epilogue, confirmed, stderr: Some(stderr), hint })
     }
 
     pub(super) async fn feed(&mut self, data: &[u8]) -> Result<()> {
@@ -68,10 +83,25 @@ impl Loading {
         if let Some(last) = self.held_back.take() {
             self.send(&[last]).await?;
         }
-        self.send(self.epilogue.as_bytes()).await?;
+        let epilogue = std::mem::take(&mut self.epilogue);
+        self.send(epilogue.as_bytes()).await?;
         self.stdin = None;
         let status = self.wait().await?;
-        if status.success() { Ok(()) } else { Err(self.failure(status)) }
+        if !status.success() {
+            return Err(self.failure(status));
+        }
+        self.confirm().await
+    }
+
+    async fn confirm(&mut self) -> Result<()> {
+        let Some(confirmed) = self.confirmed.take() else { return Ok(()) };
+        if let Ok(Ok(())) = tokio::time::timeout(LAST_WORD_DEADLINE, confirmed).await {
+            return Ok(());
+        }
+        let message = format!("{} ended without an error, but did not come to the end of the SQL", self.group.name());
+        Err(sink_error(message).with_hint(
+            "the SQL says \\quit, or ends within a string, a comment, the rows of a COPY or an \\if: is it complete?",
+        ))
     }
 
     pub(super) async fn kill(mut self) {
@@ -112,6 +142,29 @@ impl Drop for Loading {
     }
 }
 
+/// How long the program's last word is waited for once it has ended. It lies in the pipe by then; a process that was left behind may
+/// keep that open.
+const LAST_WORD_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Reads the program's standard output to its end, forgets it, and tells when a line of it is `token`.
+fn await_token(stdout: ChildStdout, token: String) -> io::Result<oneshot::Receiver<()>> {
+    let (confirm, confirmed) = oneshot::channel();
+    let mut confirm = Some(confirm);
+    thread::Builder::new().name("backup-stdout".into()).spawn(move || {
+        let mut stdout = BufReader::new(stdout);
+        let mut line = Vec::new();
+        while let Ok(1..) = stdout.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line) {
+            if line.strip_suffix(b"\n") == Some(token.as_bytes())
+                && let Some(confirm) = confirm.take()
+            {
+                let _ = confirm.send(());
+            }
+            line.clear();
+        }
+    })?;
+    Ok(confirmed)
+}
+
 /// What the user can do about the first error that is understood.
 type Hint = Arc<Mutex<Option<&'static str>>>;
 
@@ -142,6 +195,12 @@ pub(super) fn hint_for(message: &str) -> Option<&'static str> {
         return Some(
             "the SQL has transactions of its own, so it cannot be undone: load it into a new database, or dump in custom format",
         );
+    }
+    if message.contains("DISCARD ALL cannot run inside a transaction block") {
+        return Some("the SQL begins a transaction and does not commit it: is it complete?");
+    }
+    if message.contains("the SQL went on after an error") || message.contains("current transaction is aborted") {
+        return Some("the SQL goes on after an error (it sets ON_ERROR_STOP): see the first one above");
     }
     if message.contains("already exists") && !message.contains("database \"") {
         return Some(

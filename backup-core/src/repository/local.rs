@@ -4,6 +4,8 @@
 //! link that does not replace, folders made durable, new ones too. Its multipart uploads fall short, and are done here:
 //! completing replaces what is there, a failed completion (a full disk, as some file systems tell only then) leaves the temporary file for ever,
 //! beginning one blocks the async thread, and all data is flushed at the end instead of on its way.
+//!
+//! Modes are the umask's, in both: the directory of the repository itself, which `init` makes for its owner alone, is the gate.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -255,7 +257,7 @@ fn stage(target: &FilePath) -> io::Result<(File, PathBuf)> {
             Ok(file) => return Ok((file, name.into())),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => number += 1,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                durable::create_private_dir(target.parent().unwrap_or(target))?;
+                durable::create_dir(target.parent().unwrap_or(target), 0o777)?;
             }
             Err(e) => return Err(e),
         }

@@ -173,6 +173,11 @@ impl FromStr for Location {
                     .with_hint("use a path, file:// or s3://"))
             }
             _ if text == "memory:" => Ok(Self::memory()),
+            // A shell expands it only where it stands first and bare; here it would be a new directory of that name.
+            _ if text == "~" || text.starts_with("~/") => {
+                Err(Error::config("the '~' of the repository's address was not expanded")
+                    .with_hint("write $HOME, or the path in full; a directory of that name is ./~"))
+            }
             _ if text.is_empty() => Err(Error::config("the repository's address is empty")),
             _ => Self::directory(text),
         }

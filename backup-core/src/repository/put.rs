@@ -14,14 +14,12 @@ pub(super) const ATTEMPTS: u32 = 4;
 /// The pause before the second attempt; doubled for each further one. The store's own retries come before that.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Creates an object once and for all.
+/// Creates an object once and for all; `address` is what messages call it.
 ///
 /// An ambiguous answer (a time-out, "already exists") is resolved by reading back: the same bytes are success, none are tried
 /// again, others are an error and stay untouched. A store that has no such request is looked at before it is written to; one that
 /// ignores the condition and replaces what is there is not noticed here (see [`Repository::put_once`](super::Repository::put_once)).
-///
-/// Cancel safety: the object may or may not have been created; call it again with the same bytes.
-pub async fn put_once(store: &dyn ObjectStore, path: &Path, payload: PutPayload) -> Result<()> {
+pub(super) async fn put_once(store: &dyn ObjectStore, path: &Path, address: &str, payload: PutPayload) -> Result<()> {
     let mut attempt = 1;
     loop {
         let failure = match create(store, path, &payload).await {
@@ -29,14 +27,14 @@ pub async fn put_once(store: &dyn ObjectStore, path: &Path, payload: PutPayload)
             Err(e) => e,
         };
         let exists = matches!(failure, StoreError::AlreadyExists { .. } | StoreError::Precondition { .. });
-        let error = storage_error(failure, format!("cannot create {path}")).at(Stage::Commit);
+        let error = storage_error(failure, format!("cannot create {address}")).at(Stage::Commit);
         // A refusal is certain. Anything else may have happened after the store had kept the bytes.
         if error.kind() == ErrorKind::Config {
             return Err(error);
         }
-        match holds(store, path, &payload).await {
+        match holds(store, path, address, &payload).await {
             Ok(Some(true)) => return Ok(()),
-            Ok(Some(false)) => return Err(taken(path)),
+            Ok(Some(false)) => return Err(taken(address)),
             Ok(None) if (exists || error.is_retryable()) && attempt < ATTEMPTS => {}
             Ok(None) | Err(_) => return Err(error),
         }
@@ -58,8 +56,13 @@ async fn create(store: &dyn ObjectStore, path: &Path, payload: &PutPayload) -> R
 }
 
 /// Whether an object holds exactly these bytes; `None` when there is none. Compared as it comes, without a copy in memory.
-pub(super) async fn holds(store: &dyn ObjectStore, path: &Path, payload: &PutPayload) -> Result<Option<bool>> {
-    let failed = |e| storage_error(e, format!("cannot read {path}")).at(Stage::Commit);
+pub(super) async fn holds(
+    store: &dyn ObjectStore,
+    path: &Path,
+    address: &str,
+    payload: &PutPayload,
+) -> Result<Option<bool>> {
+    let failed = |e| storage_error(e, format!("cannot read {address}")).at(Stage::Commit);
     let found = match store.get(path).await {
         Ok(found) => found,
         Err(StoreError::NotFound { .. }) => return Ok(None),
@@ -78,7 +81,17 @@ pub(super) async fn holds(store: &dyn ObjectStore, path: &Path, payload: &PutPay
     Ok(Some(expected.next().is_none()))
 }
 
-pub(super) fn taken(path: &Path) -> Error {
-    let message = format!("cannot create {path}: it exists already, with other contents, and was left as it is");
-    Error::new(ErrorKind::Storage, Stage::Commit, message)
+pub(super) fn taken(address: &str) -> Error {
+    let message = format!("cannot create {address}: {Taken}");
+    Error::new(ErrorKind::Storage, Stage::Commit, message).with_source(Taken)
 }
+
+/// Whether an error says that something else has that name.
+pub(crate) fn is_taken(error: &Error) -> bool {
+    use std::error::Error as _;
+    error.source().is_some_and(|source| source.is::<Taken>())
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("it exists already, with other contents, and was left as it is")]
+struct Taken;

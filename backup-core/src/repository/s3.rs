@@ -105,6 +105,16 @@ fn with_credentials(builder: AmazonS3Builder, profile: &Profile, environment: &E
         || (set(Key::WebIdentityTokenFile) && set(Key::RoleArn))
         || environment.get("AWS_SKIP_SIGNATURE").is_some_and(|v| v == "true");
     if from_environment {
+        if !set(Key::AccessKeyId)
+            && let Some(file) = builder.get_config_value(&Key::WebIdentityTokenFile)
+        {
+            // Later it would look like a failure of the store.
+            std::fs::File::open(&file).map_err(|e| {
+                Error::config(format!("cannot read the token file {file}"))
+                    .with_source(e)
+                    .with_hint("AWS_WEB_IDENTITY_TOKEN_FILE names it")
+            })?;
+        }
         return Ok(builder);
     }
     if let Some(keys) = &profile.keys {

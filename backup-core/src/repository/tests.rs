@@ -282,7 +282,7 @@ async fn put_once_resolves_ambiguous_answers_by_reading_back() {
     for other in [two, PutPayload::from_static(b"o"), PutPayload::from_static(b"longer")] {
         let error = repository.put_once(&Path::from("a"), other).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Storage);
-        assert!(error.to_string().contains("cannot create a: it exists already"), "{error}");
+        assert!(error.to_string().contains("cannot create test:/a: it exists already"), "{error}");
     }
     script(&[Fault::Unreachable; put::ATTEMPTS as usize]);
     let error = repository.put_once(&Path::from("d"), one).await.unwrap_err();

@@ -12,7 +12,10 @@ use tokio_util::sync::CancellationToken;
 use super::Repository;
 use super::layout::BackupPath;
 use crate::error::{Error, ErrorKind, Result, Stage};
-use crate::format::{FOOTER_LEN, Flag, Footer, MANIFEST_LEN_MAX, Manifest, VolumeEntry, WORD_LEN, Word};
+use crate::format::{
+    FOOTER_LEN, Flag, Footer, MANIFEST_LEN_MAX, Manifest, ObjectName, Preamble, StreamEntry, VolumeEntry, WORD_LEN,
+    Word,
+};
 use crate::keys::Identity;
 use crate::pipeline::{Counters, Limits};
 use crate::restore::{NullSink, OpenBackup};
@@ -43,7 +46,8 @@ pub struct Verification {
     pub findings: Vec<Finding>,
 }
 
-/// Verifies a backup without a key: every object is there, has its size, and its bytes have the digest that footer and manifest say.
+/// Verifies a backup without a key: every object is there, has its size, says in its header that it is what the manifest takes it for, and its
+/// bytes have the digest that footer and manifest say.
 ///
 /// What can only be found with a key (a manifest that somebody rewrote to fit) is for [`deep`]. An error means that the verification
 /// could not be done, by this release for example; what it found is not an error. Cancel safe.
@@ -71,23 +75,54 @@ pub async fn keyless(repository: &Repository, path: &BackupPath, counters: &Coun
     if manifest.id != path.id.as_str() || manifest.target != path.target.as_str() {
         wrong(&object, format!("it is the manifest of {} of '{}'", manifest.id, manifest.target));
     }
-    for volume in manifest.streams.iter().flat_map(|stream| &stream.volumes) {
-        let object = path.named(&volume.path);
-        found.objects += 1;
-        match check_volume(repository, &object, volume, counters).await {
-            Ok(None) => found.bytes += volume.bytes,
-            Ok(Some(problem)) => found.findings.push(Finding { object: object.to_string(), problem }),
-            Err(e) => return Err(e),
+    for stream in &manifest.streams {
+        for (number, volume) in (0..).zip(&stream.volumes) {
+            let object = path.named(&volume.path);
+            let wanted = Wanted { path, manifest: &manifest, stream, number };
+            found.objects += 1;
+            match check_volume(repository, &object, volume, Some(&wanted), counters).await? {
+                None => found.bytes += volume.bytes,
+                Some(problem) => found.findings.push(Finding { object: object.to_string(), problem }),
+            }
         }
     }
     Ok(found)
 }
 
-/// Reads a volume once; says what is wrong with it.
+/// What the header of a volume must say, by the manifest and the name that it was asked for.
+pub(crate) struct Wanted<'a> {
+    path: &'a BackupPath,
+    manifest: &'a Manifest,
+    stream: &'a StreamEntry,
+    number: u32,
+}
+
+impl Wanted<'_> {
+    /// What is wrong with the beginning of a volume.
+    fn contradicted_by(&self, head: &[u8]) -> Option<String> {
+        let header = match Preamble::decode(head) {
+            Ok(preamble) => preamble.header,
+            Err(e) => return Some(format!("damaged at offset 0: {e}")),
+        };
+        let name = ObjectName::Backup {
+            target: self.path.target.to_string(),
+            backup: self.path.id.to_string(),
+            stream: self.stream.name.clone(),
+        };
+        let is_other = header.name != name
+            || header.stream_id != self.stream.stream_id
+            || header.data_key != self.manifest.data_key
+            || header.volume != self.number;
+        is_other.then(|| "it is another volume than the manifest says (offset 0)".to_owned())
+    }
+}
+
+/// Reads a volume once; says what is wrong with it. With `wanted`, its header too is compared.
 pub(crate) async fn check_volume(
     repository: &Repository,
     object: &Path,
     volume: &VolumeEntry,
+    wanted: Option<&Wanted<'_>>,
     counters: &Counters,
 ) -> Result<Option<String>> {
     let failed = |e| repository.error(e, "read", object).at(Stage::Fetch);
@@ -107,8 +142,15 @@ pub(crate) async fn check_volume(
     let read_bytes = (should / 16).clamp(READ_BYTES_LEAST, READ_BYTES);
     let ranges = (0..should.div_ceil(read_bytes)).map(|i| i * read_bytes..((i + 1) * read_bytes).min(should));
     let mut pieces = stream::iter(ranges).map(|range| store.get_range(object, range)).buffered(READS);
+    let mut at_start = true;
     while let Some(bytes) = pieces.try_next().await.map_err(failed)? {
         counters.add_transferred(bytes.len());
+        // The first piece holds the longest header.
+        if std::mem::take(&mut at_start)
+            && let Some(problem) = wanted.and_then(|wanted| wanted.contradicted_by(&bytes))
+        {
+            return Ok(Some(problem));
+        }
         let n = usize::try_from(hashed_left).unwrap_or(usize::MAX).min(bytes.len());
         hasher.update(&bytes[..n]);
         footer.extend_from_slice(&bytes[n..]);

@@ -163,7 +163,8 @@ impl StreamRestore {
         let should = self.entry.bytes.saturating_sub(index as u64 * volume_bytes).min(volume_bytes);
         let has: u64 = volume.places.iter().map(|place| place.plain_len as u64).sum();
         if has != should {
-            let problem = format!("{} holds {has} bytes of its stream and should hold {should}", volume.stored.path);
+            let problem =
+                format!("{} holds {has} bytes of its stream and should hold {should}", volume.stored.address());
             return Err(Error::integrity(format!("{problem} (offset 0)")).at(Stage::Fetch));
         }
         Ok(volume)

@@ -118,10 +118,15 @@ impl Stored {
         Ok(Some((Self { repository: repository.clone(), path: path.clone(), bytes, listed: None }, head)))
     }
 
+    /// The object, as messages call it.
+    pub(super) fn address(&self) -> String {
+        self.repository.address(&self.path)
+    }
+
     /// An error about the bytes at `offset` of this object.
     pub(crate) fn damaged(&self, offset: u64, error: FormatError) -> Error {
         let hint = matches!(error, FormatError::Critical(_) | FormatError::Version(_));
-        let damage = Error::integrity(format!("{} is damaged at offset {offset}", self.path)).at(Stage::Fetch);
+        let damage = Error::integrity(format!("{} is damaged at offset {offset}", self.address())).at(Stage::Fetch);
         let damage = if hint { damage.with_hint("a newer release may read it") } else { damage };
         damage.with_source(error)
     }
@@ -237,7 +242,7 @@ impl Stored {
             Err(error) => error,
         };
         if matches!(error, object_store::Error::NotFound { .. }) {
-            return Err(Error::integrity(format!("{} is missing (offset 0)", self.path)).at(Stage::Fetch));
+            return Err(Error::integrity(format!("{} is missing (offset 0)", self.address())).at(Stage::Fetch));
         }
         // A range that the object does not have is an error of its own kind in each store.
         if let Ok(meta) = self.repository.store().head(&self.path).await {
@@ -250,7 +255,7 @@ impl Stored {
         if size == self.bytes {
             return Ok(());
         }
-        let problem = format!("{} has {size} bytes and should have {}", self.path, self.bytes);
+        let problem = format!("{} has {size} bytes and should have {}", self.address(), self.bytes);
         let offset = size.min(self.bytes);
         Err(Error::new(ErrorKind::Integrity, Stage::Fetch, format!("{problem} (offset {offset})")))
     }
@@ -267,7 +272,8 @@ impl Stored {
                 let read = tokio::task::spawn_blocking(move || read_file(&file, start, records)).await;
                 let read = read.map_err(|e| Error::internal(Stage::Fetch, "a reading task panicked").with_source(e))?;
                 let failed = |e| {
-                    Error::new(ErrorKind::Storage, Stage::Fetch, format!("cannot read {}", self.path)).with_source(e)
+                    Error::new(ErrorKind::Storage, Stage::Fetch, format!("cannot read {}", self.address()))
+                        .with_source(e)
                 };
                 return read.map_err(failed);
             }

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 
 use futures::future::BoxFuture;
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::files_index::{self, FilesIndexSource};
-use super::reader::{ReaderSource, source_error};
+use super::reader::ReaderSource;
 use super::{Piece, Source};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::pipeline::Buffer;
 
 mod tar;
@@ -21,6 +22,10 @@ mod walk;
 
 use tar::TarInput;
 use walk::Walk;
+
+/// What can be done about something in a directory that may not be read.
+const UNREADABLE: &str =
+    "a backup without it would not be whole: run as a user who may read it, or back up another directory";
 
 /// Receives what went wrong with single files, of a backup or of a restore, that are left out or not quite what they were.
 pub type WarningCallback = Box<dyn FnMut(DirectoryWarning) + Send>;
@@ -57,16 +62,15 @@ impl DirectorySource {
     /// Opens `path`, and makes the two streams.
     ///
     /// # Errors
-    /// `Source` when it cannot be opened or is no directory.
+    /// `Config` when there is no such directory, `Source` when it cannot be read.
     pub fn new(path: impl AsRef<Path>, options: DirectoryOptions) -> Result<(Self, FilesIndexSource)> {
         let path = path.as_ref();
-        let root =
-            open_directory(path).map_err(|e| source_error(format!("cannot open {}", path.display()), e.into()))?;
+        let root = open_directory(path).map_err(|e| cannot_open(path, e))?;
         let (index, index_source) = files_index::channel();
         let warn = options.on_warning.unwrap_or_else(|| {
             Box::new(|DirectoryWarning { path, what }| tracing::warn!(path = %path.display(), "{what}"))
         });
-        let input = TarInput::new(Walk::new(root)?, index, warn);
+        let input = TarInput::new(path.to_owned(), Walk::new(root)?, index, warn);
         Ok((Self(ReaderSource::from_input(input)?), index_source))
     }
 }
@@ -93,6 +97,14 @@ impl fmt::Display for DirectoryWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.path.display(), self.what)
     }
+}
+
+fn cannot_open(path: &Path, errno: Errno) -> Error {
+    // As with a command that is missing: nothing was read.
+    let kind = if matches!(errno, Errno::NOENT | Errno::NOTDIR) { ErrorKind::Config } else { ErrorKind::Source };
+    let error = Error::new(kind, Stage::Source, format!("cannot open {}", path.display()))
+        .with_source(std::io::Error::from(errno));
+    if errno == Errno::ACCESS { error.with_hint(UNREADABLE) } else { error }
 }
 
 fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {

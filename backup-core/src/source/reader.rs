@@ -51,10 +51,10 @@ impl ReaderSource {
         Self::from_input(FdInput::new(fd, "the input"))
     }
 
-    /// Reads from standard input.
+    /// Reads from standard input. A closed one is an empty one: Rust's runtime opens `/dev/null` in its place before `main`.
     ///
     /// # Errors
-    /// When standard input is closed, or no thread can be started.
+    /// When no file descriptor is left, or no thread can be started.
     pub fn stdin() -> Result<Self> {
         let fd = io::stdin().as_fd().try_clone_to_owned().map_err(|e| source_error("cannot read standard input", e))?;
         Self::from_input(FdInput::new(fd, "standard input"))

@@ -93,7 +93,7 @@ impl StoredFile {
             Err(e) if e.kind() == ErrorKind::Integrity => return Ok(Some(e.in_one_line())),
             Err(e) => return Err(e),
         };
-        verify::check_volume(&self.stored.repository, &self.stored.path, &entry, &Counters::default()).await
+        verify::check_volume(&self.stored.repository, &self.stored.path, &entry, None, &Counters::default()).await
     }
 
     /// Opens it: afterwards every chunk's place is known and authentic. Cancel safe.

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use tar::{Builder, EntryType, Header};
 
 use super::walk::{Found, Walk, file_type};
-use super::{DirectoryWarning, WarningCallback};
+use super::{DirectoryWarning, UNREADABLE, WarningCallback};
 use crate::error::Result;
 use crate::restore::directory::MARKER;
 use crate::source::files_index::{EntryKind, FileEntry, IndexWriter};
@@ -27,6 +27,8 @@ const ID_MAX: u64 = 0o7_777_777;
 const SEQUENTIAL_BYTES: u64 = 256 << 10;
 
 pub(super) struct TarInput {
+    /// The directory, as messages call it.
+    root: PathBuf,
     walk: Walk,
     index: IndexWriter,
     warn: WarningCallback,
@@ -62,8 +64,9 @@ struct Linked {
 }
 
 impl TarInput {
-    pub(super) fn new(walk: Walk, index: IndexWriter, warn: WarningCallback) -> Self {
+    pub(super) fn new(root: PathBuf, walk: Walk, index: IndexWriter, warn: WarningCallback) -> Self {
         Self {
+            root,
             walk,
             index,
             warn,
@@ -249,7 +252,9 @@ impl TarInput {
     }
 
     fn cannot(&self, verb: &str, errno: Errno) -> crate::Error {
-        source_error(format!("cannot {verb} {}", self.walk.path().display()), errno.into())
+        let path = self.root.join(self.walk.path());
+        let error = source_error(format!("cannot {verb} {}", path.display()), errno.into());
+        if errno == Errno::ACCESS { error.with_hint(UNREADABLE) } else { error }
     }
 }
 

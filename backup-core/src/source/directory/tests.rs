@@ -177,5 +177,5 @@ async fn both_streams_flow_when_the_index_is_much_longer_than_its_channel() {
 #[test]
 fn a_missing_directory_is_said() {
     let error = DirectorySource::new("/nowhere", DirectoryOptions::default()).unwrap_err();
-    assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Source, "cannot open /nowhere"));
+    assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Config, "cannot open /nowhere"));
 }
