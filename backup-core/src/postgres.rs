@@ -1,6 +1,7 @@
 //! PostgreSQL: connection strings, and logical dumps out of and into a server by its own client programs.
 
 pub mod archive;
+pub mod backup_manifest;
 pub mod choose;
 pub mod conninfo;
 pub mod dump;
