@@ -1,5 +1,6 @@
 //! The program with real parts: pipes, processes, PostgreSQL, S3, files.
 
+mod base_backup;
 mod commands;
 mod configuration;
 mod decoder;

@@ -21,6 +21,10 @@ use crate::{App, keys, stdio};
 use super::describe::data_streams;
 use super::{limits, location, or_cancelled, stderr_lines, told};
 
+mod cluster;
+mod recovery;
+mod summary;
+
 /// A restore that can begin.
 struct Prepared {
     restore: Restore,
@@ -44,6 +48,9 @@ pub(crate) async fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
         }
     }
     let begun = Instant::now();
+    if let Some(wanted) = or_cancelled(app, cluster::wanted(app, args)).await? {
+        return cluster::run(app, args, wanted, begun).await;
+    }
     let Prepared { restore, sink, manifest, bytes_total, place, warnings } =
         or_cancelled(app, prepare(app, args)).await?;
     let handle = restore.into_boxed(sink);

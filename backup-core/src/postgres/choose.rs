@@ -47,6 +47,8 @@ pub struct Wanted {
 pub struct Fit {
     /// The timeline to recover along.
     pub timeline: Timeline,
+    /// Whether that is the one that the backup was taken on.
+    pub is_own_timeline: bool,
     /// How far the log leads from the backup without a gap.
     pub reach: Lsn,
     /// Whether there is an archive of the cluster. Without one the backup's own log is all there is.
@@ -125,7 +127,8 @@ fn fit_of(candidate: &Candidate, archives: &Archives, wanted: &Wanted) -> Result
         // Whether there is such a name or transaction, and where, only PostgreSQL finds out.
         _ => {}
     }
-    Ok(Fit { timeline: history.timeline(), reach, archive: !archive.is_empty() })
+    let timeline = history.timeline();
+    Ok(Fit { timeline, is_own_timeline: timeline == cluster.timeline, reach, archive: !archive.is_empty() })
 }
 
 /// The history of the timeline to recover along, which the backup must be part of.
