@@ -154,7 +154,19 @@ pub fn edit_manifest(manifest: &[u8], edit: impl FnOnce(&mut Vec<String>)) -> Ve
     let (tail, _) = tail.split_once("\"Manifest-Checksum\"").expect("a checksum");
     let mut lines: Vec<String> = files.lines().map(|line| line.trim_end_matches(',').to_owned()).collect();
     edit(&mut lines);
-    let text = format!("{head}\"Files\": [\n{}\n],\n{tail}", lines.join(",\n"));
+    with_checksum(&format!("{head}\"Files\": [\n{}\n],\n{tail}", lines.join(",\n")))
+}
+
+/// A manifest with these lines of files, for a backup that needs the log from 0/2000028 to 0/2000100 on the first timeline.
+pub fn sealed_manifest(lines: &[String]) -> Vec<u8> {
+    let range = "{ \"Timeline\": 1, \"Start-LSN\": \"0/2000028\", \"End-LSN\": \"0/2000100\" }";
+    let files = lines.join(",\n");
+    with_checksum(&format!(
+        "{{ \"PostgreSQL-Backup-Manifest-Version\": 1,\n\"Files\": [\n{files}\n],\n\"WAL-Ranges\": [\n{range}\n],\n"
+    ))
+}
+
+fn with_checksum(text: &str) -> Vec<u8> {
     let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
     let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{text}\"Manifest-Checksum\": \"{hex}\"}}\n").into_bytes()
