@@ -12,8 +12,10 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, Value
 use serde::{Deserialize, Serialize};
 
 mod restore;
+mod wal;
 
 pub(crate) use restore::{ArchiveModeFlag, ClusterFlags, DestinationFlags, RestoreArgs, TargetActionFlag};
+pub(crate) use wal::{CheckArgs, FetchArgs, PushArgs, TargetFlag, WalAction, WalArgs};
 
 /// What `backup` was asked to do.
 #[derive(Debug, Parser)]
@@ -212,6 +214,10 @@ writes. PostgreSQL's password comes from PGPASSFILE or a service, not from CONNI
 Without --deep no key is needed: all objects must be there, with their sizes and digests. With --deep every byte is \
 decrypted, authenticated and decompressed.")]
     Verify(VerifyArgs),
+
+    /// Archive PostgreSQL's write-ahead log, and bring it back
+    #[command(after_help = wal::EXAMPLES)]
+    Wal(WalArgs),
 
     /// Check or show the configuration
     Config(ConfigArgs),

@@ -23,6 +23,7 @@ pub(crate) mod restore;
 pub(crate) mod save;
 pub(crate) mod show;
 pub(crate) mod verify;
+pub(crate) mod wal;
 
 /// Runs `command` to its end.
 pub(crate) async fn run(app: &App, command: &Command) -> Result<Exit> {
@@ -33,6 +34,7 @@ pub(crate) async fn run(app: &App, command: &Command) -> Result<Exit> {
         Command::Show(args) => or_cancelled(app, show::run(app, args)).await,
         Command::Restore(args) => restore::run(app, args).await,
         Command::Verify(args) => verify::run(app, args).await,
+        Command::Wal(args) => wal::run(app, &args.action).await,
         Command::Config(args) => or_cancelled(app, config::run(app, &args.action)).await,
         // Needs no configuration, so it never comes here.
         Command::Generate(args) => generate::run(args, &app.output),

@@ -15,7 +15,10 @@ use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 use toml::Spanned;
 
-use crate::args::{CipherName, CodecName, Command, EncodingFlags, Globals, RecipientFlags, S3Flags, byte_size};
+use crate::args::{
+    CipherName, CodecName, Command, EncodingFlags, Globals, RecipientFlags, S3Flags, TargetFlag, WalAction, WalArgs,
+    byte_size,
+};
 
 pub(crate) mod file;
 
@@ -23,6 +26,8 @@ use file::ConfigFile;
 
 /// Where the file is looked for when neither a flag nor the environment names one.
 const DEFAULT_FILES: [&str; 2] = ["backup.toml", "/etc/backup/backup.toml"];
+/// The same for commands that PostgreSQL runs in its data directory, which is no place for it.
+const DEFAULT_FILES_OF_WAL: [&str; 1] = ["/etc/backup/backup.toml"];
 
 /// Where a value came from. The order is that of precedence.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -85,6 +90,8 @@ pub(crate) struct Config {
     pub(crate) memory: Option<Setting<ByteSize>>,
     pub(crate) workers: Option<Setting<NonZeroUsize>>,
     pub(crate) encoding: Encoding,
+    /// Whose WAL it is about.
+    pub(crate) target: Option<Setting<String>>,
 }
 
 /// How S3 is reached.
@@ -121,7 +128,11 @@ struct Layers<'a> {
 impl Config {
     /// Finds and reads the file, and merges it with `globals`, the flags of `command` and the environment.
     pub(crate) fn load(globals: &Globals, command: &Command, environment: &Environment) -> Result<Self> {
-        let file = find_file(globals.config.as_deref(), environment)?;
+        let default_files = match command {
+            Command::Wal(_) => &DEFAULT_FILES_OF_WAL[..],
+            _ => &DEFAULT_FILES,
+        };
+        let file = find_file(globals.config.as_deref(), environment, default_files)?;
         Self::merge(globals, command, environment, file.as_ref())
     }
 
@@ -158,6 +169,12 @@ impl Config {
                 |f| f.values.workers.as_ref(),
             )?,
             encoding: Encoding::merge(&layers, encoding)?,
+            target: layers.pick(
+                &Names { flag: "--target", env: &["BACKUP_TARGET"] },
+                target_flag(command).and_then(|f| f.target.clone()),
+                text,
+                |_| None,
+            )?,
         })
     }
 
@@ -263,8 +280,18 @@ fn flags_of(command: &Command) -> (Option<&RecipientFlags>, Option<&EncodingFlag
     match command {
         Command::Init(args) => (Some(&args.recipients), None),
         Command::Save(args) => (Some(&args.recipients), Some(&args.encoding)),
+        Command::Wal(WalArgs { action: WalAction::Push(args) }) => (Some(&args.recipients), Some(&args.encoding)),
         _ => (None, None),
     }
+}
+
+fn target_flag(command: &Command) -> Option<&TargetFlag> {
+    let Command::Wal(args) = command else { return None };
+    Some(match &args.action {
+        WalAction::Push(args) => &args.target,
+        WalAction::Fetch(args) => &args.target,
+        WalAction::Check(args) => &args.target,
+    })
 }
 
 fn text(value: &str) -> Result<String, String> {
@@ -275,14 +302,14 @@ fn path(value: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(value))
 }
 
-fn find_file(flag: Option<&Path>, environment: &Environment) -> Result<Option<ConfigFile>> {
+fn find_file(flag: Option<&Path>, environment: &Environment, default_files: &[&str]) -> Result<Option<ConfigFile>> {
     if let Some(path) = flag {
         return ConfigFile::load(path).map(Some);
     }
     if let Some(path) = environment.text("BACKUP_CONFIG")? {
         return ConfigFile::load(Path::new(&path)).map(Some);
     }
-    for path in DEFAULT_FILES {
+    for path in default_files {
         if let Some(file) = ConfigFile::find(Path::new(path))? {
             return Ok(Some(file));
         }

@@ -1,8 +1,10 @@
 //! Exit codes: what a script can tell apart. Documented in `docs/CLI.md`.
 
-use std::process::ExitCode;
+use std::ffi::{OsStr, OsString};
 
 use backup_core::ErrorKind;
+
+use crate::args::{Command, WalAction};
 
 /// How the program ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,11 +27,67 @@ pub(crate) enum Exit {
     Integrity = 13,
     /// Interrupted by SIGINT, SIGTERM or SIGHUP, as a shell would say.
     Interrupted = 130,
+    /// `wal fetch`: certainly not in the archive. Never seen as such.
+    Absent = 254,
+    /// Help or the version was asked for and printed. Never seen as such.
+    Told = 255,
 }
 
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
+/// What an exit code means to whoever started this program. PostgreSQL has a mind of its own about those of its commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Law {
+    /// The codes of [`Exit`].
+    Ours,
+    /// An `archive_command`: 0 is "durable". Anything else must be below 126, or the archiver dies and does not count the failure.
+    Archive,
+    /// A `restore_command`: 0 is "restored", 1 to 125 is "the log ends here, start up", so doubt must be above that; and not 126, 127 or
+    /// above 128 by 1 to 37, which mean that no shell, no command or a signal was the reason.
+    Restore,
+    /// A `restore_command` of a standby, which does not start up but asks again: doubt is 1, too.
+    RestoreOfStandby,
+}
+
+/// The code of a `restore_command` in doubt.
+const DOUBT: u8 = 200;
+
+impl Law {
+    /// By which law a process with these arguments is judged, before they are parsed: should that fail, or panic, the code must be right, too.
+    ///
+    /// What could be meant for a `restore_command` is one: nobody is hurt by a 200 where a 2 was expected.
+    pub(crate) fn guess(arguments: &[OsString]) -> Self {
+        let before_dashes = || arguments.iter().skip(1).take_while(|argument| *argument != "--");
+        let has = |word: &str| before_dashes().any(|argument| argument == OsStr::new(word));
+        let harmless = || ["push", "check", "-h", "--help"].iter().any(|word| has(word));
+        if has("fetch") || (has("wal") && !harmless()) {
+            return if has("--standby") { Self::RestoreOfStandby } else { Self::Restore };
+        }
+        if has("push") { Self::Archive } else { Self::Ours }
+    }
+
+    /// By which law a command is judged.
+    pub(crate) fn of(command: &Command) -> Self {
+        let Command::Wal(args) = command else { return Self::Ours };
+        match &args.action {
+            WalAction::Push(_) => Self::Archive,
+            WalAction::Fetch(args) if args.standby => Self::RestoreOfStandby,
+            WalAction::Fetch(_) => Self::Restore,
+            WalAction::Check(_) => Self::Ours,
+        }
+    }
+
+    /// The code for how it ended.
+    pub(crate) fn code(self, exit: Exit) -> u8 {
+        match (self, exit) {
+            (_, Exit::Done) => 0,
+            (Self::Ours, Exit::Told) => 0,
+            (Self::Ours, Exit::Absent) => Exit::NotFound as u8,
+            (Self::Ours, exit) => exit as u8,
+            (Self::Archive, Exit::Interrupted | Exit::Told | Exit::Absent) => 1,
+            (Self::Archive, exit) => exit as u8,
+            (Self::Restore, Exit::Absent) => 1,
+            (Self::Restore, _) => DOUBT,
+            (Self::RestoreOfStandby, _) => 1,
+        }
     }
 }
 
@@ -51,6 +109,64 @@ impl From<ErrorKind> for Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ALL: [Exit; 11] = [
+        Exit::Done,
+        Exit::Failed,
+        Exit::Usage,
+        Exit::Warnings,
+        Exit::NotFound,
+        Exit::Storage,
+        Exit::Key,
+        Exit::Integrity,
+        Exit::Interrupted,
+        Exit::Absent,
+        Exit::Told,
+    ];
+
+    fn law(line: &str) -> Law {
+        Law::guess(&line.split_whitespace().map(OsString::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn postgresql_is_told_nothing_but_what_it_understands() {
+        for exit in ALL {
+            let archive = Law::Archive.code(exit);
+            assert_eq!(archive == 0, exit == Exit::Done, "{exit:?}");
+            assert!(archive <= 125, "{exit:?}");
+            let restore = Law::Restore.code(exit);
+            let expected = match exit {
+                Exit::Done => 0,
+                Exit::Absent => 1,
+                _ => 200,
+            };
+            assert_eq!(restore, expected, "{exit:?}");
+            assert_eq!(Law::RestoreOfStandby.code(exit), u8::from(exit != Exit::Done), "{exit:?}");
+        }
+    }
+
+    #[test]
+    fn a_restore_command_is_known_as_one_whatever_is_wrong_with_it() {
+        for line in [
+            "backup wal fetch f p",
+            "backup --repo x wal fetch f p --bad-flag",
+            "backup wal --target app fetch",
+            "backup wal",
+            "backup wal fecth f p",
+            "backup wla fetch f p",
+            "backup fetch f p",
+            "backup wal fetch --help",
+        ] {
+            assert_eq!(law(line), Law::Restore, "{line}");
+            assert_eq!(law(&format!("{line} --standby")), Law::RestoreOfStandby, "{line}");
+        }
+        for line in ["backup wal push p", "backup -r x wal push --bad", "backup push p"] {
+            assert_eq!(law(line), Law::Archive, "{line}");
+        }
+        for line in ["backup", "backup list", "backup wal check", "backup wal -h", "backup save app -- wal fetch"] {
+            assert_eq!(law(line), Law::Ours, "{line}");
+        }
+    }
 
     #[test]
     fn each_kind_of_error_has_its_code() {

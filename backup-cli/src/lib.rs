@@ -4,7 +4,9 @@
 //! `args` says what can be typed, `config` merges it with the environment and the file, `command` has one file for each command,
 //! `output` and `report` print, `exit` says how it ended.
 
+use std::cell::Cell;
 use std::ffi::OsString;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -12,9 +14,9 @@ use backup_core::Result;
 use clap::error::ErrorKind as UsageKind;
 use tokio_util::sync::CancellationToken;
 
-use args::{Cli, ColorWhen, Command};
+use args::{Cli, ColorWhen, Command, WalAction};
 use config::{Config, Environment};
-use exit::Exit;
+use exit::{Exit, Law};
 use output::Output;
 
 mod args;
@@ -40,9 +42,13 @@ struct App {
 
 /// Runs the command that this process was started with.
 pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    // Before anything can go wrong.
+    let law = Cell::new(Law::guess(&arguments));
     std::panic::set_hook(Box::new(report::panic));
-    let exit = std::panic::catch_unwind(|| run(std::env::args_os())).unwrap_or(Exit::Failed);
-    exit.into()
+    let run = AssertUnwindSafe(|| run(arguments.into_iter(), &law));
+    let exit = std::panic::catch_unwind(run).unwrap_or(Exit::Failed);
+    ExitCode::from(law.get().code(exit))
 }
 
 /// Whether `text` would do as a configuration file: its syntax, keys and types, before any value is merged with others.
@@ -53,11 +59,12 @@ pub fn check_config_text(text: &str) -> Result<()> {
     config::file::ConfigFile::parse(Path::new("backup.toml"), text.to_owned()).map(drop)
 }
 
-fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
+fn run(arguments: impl Iterator<Item = OsString>, law: &Cell<Law>) -> Exit {
     let cli = match Cli::parse_all(arguments) {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
     };
+    law.set(Law::of(&cli.command));
     set_colors(cli.globals.color);
     match start(cli) {
         Ok(exit) => exit,
@@ -77,7 +84,13 @@ fn start(cli: Cli) -> Result<Exit> {
     }
     let config = Config::load(&cli.globals, &cli.command, &environment)?;
     let app = App { config, output, cancel: CancellationToken::new() };
-    runtime::block_on(&app.output, &app.cancel, command::run(&app, &cli.command))
+    let work = command::run(&app, &cli.command);
+    match &cli.command {
+        Command::Wal(args) if !matches!(args.action, WalAction::Check(_)) => {
+            runtime::block_on_for_postgresql(&args.action, &app.cancel, work)
+        }
+        _ => runtime::block_on(&app.output, &app.cancel, work),
+    }
 }
 
 /// Prints what clap has to say: help and version are no errors.
@@ -88,7 +101,7 @@ fn usage(error: &clap::Error) -> Exit {
             use std::io::Write as _;
             // A reader that has gone away has seen enough.
             let _ = anstream::stdout().write_all(text.as_bytes());
-            Exit::Done
+            Exit::Told
         }
         _ => {
             report::to_stderr(&in_our_words(&text));

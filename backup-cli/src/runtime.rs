@@ -1,11 +1,13 @@
 //! The async runtime, and what signals do to it.
 
 use std::future::Future;
+use std::time::Duration;
 
 use backup_core::{Error, Result, Stage};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::args::WalAction;
 use crate::exit::Exit;
 use crate::output::Output;
 
@@ -45,6 +47,45 @@ where
         }
     });
     // A read from a terminal or a pipe that nobody writes to cannot be called back, and must not keep us here.
+    runtime.shutdown_background();
+    result
+}
+
+/// How long a command that PostgreSQL started may clean up.
+const CLEANUP_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Runs an `archive_command` or a `restore_command`. On one thread: most of what they do is waiting, and they should be small.
+///
+/// A push that is told to end does so at once, with an exit code and not by the signal, which would end the archiver, too. A fetch
+/// does not even listen: it dies of the signal, as PostgreSQL expects it to, and a half-written file has no name that means anything.
+pub(crate) fn block_on_for_postgresql<F>(action: &WalAction, cancel: &CancellationToken, work: F) -> Result<Exit>
+where
+    F: Future<Output = Result<Exit>>,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::internal(Stage::Setup, "could not start the async runtime").with_source(e))?;
+    let result = runtime.block_on(async {
+        if matches!(action, WalAction::Fetch(_)) {
+            return work.await;
+        }
+        let mut interrupt = listen(SignalKind::interrupt())?;
+        let mut terminate = listen(SignalKind::terminate())?;
+        let mut hang_up = listen(SignalKind::hangup())?;
+        let mut quit = listen(SignalKind::quit())?;
+        tokio::pin!(work);
+        tokio::select! {
+            result = &mut work => return result,
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hang_up.recv() => {}
+            _ = quit.recv() => {}
+        }
+        cancel.cancel();
+        let late = |_| Err(Error::cancelled(Stage::Upload));
+        tokio::time::timeout(CLEANUP_DEADLINE, work).await.unwrap_or_else(late)
+    });
     runtime.shutdown_background();
     result
 }

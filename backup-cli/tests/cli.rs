@@ -103,13 +103,32 @@ impl User {
 #[test]
 fn help_texts() {
     let user = User::new();
-    for command in ["", "init", "save", "list", "show", "restore", "verify", "config", "config show", "generate"] {
+    for command in [
+        "",
+        "init",
+        "save",
+        "list",
+        "show",
+        "restore",
+        "verify",
+        "wal",
+        "wal check",
+        "config",
+        "config show",
+        "generate",
+    ] {
         let arguments: Vec<&str> = command.split_whitespace().chain(["-h"]).collect();
         let ran = user.run(&arguments);
         assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
         insta::assert_snapshot!(format!("help {command}").trim().replace(' ', "_"), ran.stdout);
     }
     insta::assert_snapshot!("long_help", user.run(&["--help"]).stdout);
+    // PostgreSQL must not take help for an archived or a restored file.
+    for (command, code) in [("push", 1), ("fetch", 200)] {
+        let ran = user.run(&["wal", command, "-h"]);
+        assert_eq!((ran.code, ran.stderr.as_str()), (code, ""));
+        insta::assert_snapshot!(format!("help_wal_{command}"), ran.stdout);
+    }
 }
 
 #[test]

@@ -168,6 +168,17 @@ impl Error {
         self.0.cleanup.as_ref()
     }
 
+    /// The error and its causes in one line, for reports.
+    pub(crate) fn in_one_line(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = StdError::source(self);
+        while let Some(e) = cause {
+            text = format!("{text}: {e}");
+            cause = e.source();
+        }
+        text
+    }
+
     /// Whether the same call may succeed later without any change.
     pub fn is_retryable(&self) -> bool {
         self.0.kind == ErrorKind::Unavailable

@@ -18,7 +18,7 @@ mod word;
 
 pub use footer::{FOOTER_LEN, Footer};
 pub use header::{
-    CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Codec, HEADER_LEN_MAX, Header, MAGIC, ObjectName, PREFIX_LEN, Preamble,
+    CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Codec, HEADER_LEN_MAX, Header, MAGIC, ObjectName, PREFIX_LEN, Plaintext, Preamble,
     VOLUME_CHUNKS_MAX, WRAPS_MAX, header_len,
 };
 pub use manifest::{

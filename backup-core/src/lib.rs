@@ -128,6 +128,7 @@ pub mod source;
 #[cfg(test)]
 mod tests;
 mod upload;
+pub mod wal_archive;
 
 pub use error::{Error, ErrorKind, Result, Stage};
 pub use {bytes, futures, jiff, object_store, serde_json, tokio_util};

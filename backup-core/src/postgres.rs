@@ -4,6 +4,7 @@ pub mod archive;
 pub mod backup_manifest;
 pub mod choose;
 pub mod conninfo;
+pub mod control;
 pub mod dump;
 pub mod load;
 mod loading;

@@ -42,6 +42,7 @@ pub struct Repository {
     name: Arc<str>,
     part_bytes: usize,
     conditional_put: bool,
+    publishes_once: bool,
 }
 
 /// What [`Repository::init`] found or did.
@@ -108,6 +109,7 @@ impl Repository {
             name: location.to_string().into(),
             part_bytes: connection.part_bytes,
             conditional_put: document.conditional_put(),
+            publishes_once: connection.publishes_once,
         }
     }
 
@@ -134,6 +136,27 @@ impl Repository {
     /// Whether the store refuses to replace an object when asked to. `false` means that names alone keep objects apart.
     pub fn conditional_put(&self) -> bool {
         self.conditional_put
+    }
+
+    /// Whether a multipart upload never replaces an object that came to be meanwhile: so in a local directory, and in no other store.
+    pub(crate) fn publishes_once(&self) -> bool {
+        self.publishes_once
+    }
+
+    /// Reads `repository.json` again, to learn whether this place still is what it was when it was opened. After "not found" this tells an
+    /// object that does not exist from a bucket that is gone, a directory that is not mounted any more and a prefix that is another's.
+    ///
+    /// # Errors
+    /// `Unavailable` when it is not there, or is another repository's, and those of [`storage_error`]. Cancel safe.
+    pub async fn confirm(&self) -> Result<()> {
+        let path = layout::repository();
+        let found = self.read_small(&path, document::LEN_MAX).await?;
+        if found.as_deref().is_some_and(|bytes| Document::has_id(bytes, &self.id)) {
+            return Ok(());
+        }
+        let what = if found.is_some() { "is now that of another repository" } else { "is gone" };
+        Err(Error::new(ErrorKind::Unavailable, Stage::Catalog, format!("{} {what}", self.address(&path)))
+            .with_hint("is the directory still mounted, and the bucket still there?"))
     }
 
     /// The address of an object, for people.

@@ -10,7 +10,7 @@ pub mod file;
 pub mod sink;
 mod stream;
 mod tree;
-mod volume;
+pub(crate) mod volume;
 mod worker;
 pub mod writer;
 
@@ -130,7 +130,7 @@ async fn unlock(
     let mut first_failure = None;
     let mut refused: Option<Vec<Wrap>> = None;
     for volume in firsts.chain(others).take(HEADERS_TRIED) {
-        let stored = Stored { repository: repository.clone(), path: path.named(&volume.path), entry: volume.clone() };
+        let stored = Stored::listed(repository.clone(), path.named(&volume.path), volume.clone());
         let failure = match wraps_of(&stored, path, manifest).await {
             Ok(wraps) => match unwrap_any(&manifest.data_key, &wraps, identities).await {
                 Ok(key) => return Ok(key),

@@ -30,6 +30,7 @@ pub fn preamble(codec: Codec) -> Preamble {
         salt: [1; SALT_LEN],
         data_key: data_key().id(),
         wraps: Vec::new(),
+        plaintext: None,
         critical: Vec::new(),
     };
     Preamble::new(header).expect("within all bounds")

@@ -2,6 +2,7 @@
 """Restores one stream of a backup. Written from docs/FORMAT.md; shares no code with `backup`.
 
     decode.py (--identity FILE | --data-key HEX) REPOSITORY BACKUP STREAM > FILE
+    decode.py (--identity FILE | --data-key HEX) --wal REPOSITORY TARGET/SYSTEM-IDENTIFIER FILE > FILE
 
 REPOSITORY is a directory, BACKUP an id or the directory of a backup. Only exit status 0 says that what was written is the whole
 stream, unchanged. Needs `cryptography` and `zstandard`. The numbers are the steps of "Reading" in FORMAT.md. Digests are compared
@@ -244,6 +245,52 @@ def restore(repository, backup, name, secret_keys=(), data_key=None):
     demand(total == stream["bytes"], "manifest.json", f"stream '{name}' has {total} bytes and not {stream['bytes']}")  # 13
 
 
+def wal_entry(folder, name):
+    """What a manifest would say of an object that none lists: its size, and what its footer says."""
+    demand((folder / name).is_file(), name, "is missing")
+    data = (folder / name).read_bytes()
+    chunks, digest = struct.unpack("<8xQ32s", data[-FOOTER:][:48]) if len(data) >= FOOTER else (0, b"")
+    return {"path": name, "bytes": len(data), "chunks": chunks, "digest": base64.b64encode(digest).decode()}
+
+
+def follow(folder, file):
+    """The object of a WAL file, which may lie under another name."""
+    name, head = f"{file}.vol", (folder / f"{file}.vol").read_bytes()[:4097]
+    if head[:7] != b"backupR":
+        return wal_entry(folder, name)
+    demand(head[7] == 1, f"{name} at offset 7", f"format version {head[7]} is not known")
+    fits = len(head) <= 4096 and head[8:12] == struct.pack("<I", len(head) - 12)
+    demand(fits, f"{name} at offset 8", "reference length is out of bounds")
+    reference = document(head[12:], f"{name} at offset 12", {"object": str, "bytes": int})
+    large = reference["object"]
+    demand(re.fullmatch(re.escape(file) + r"\.[0-9a-f]{32}\.vol", large), name, f"answers to another name: {large}")
+    entry = wal_entry(folder, large)
+    demand(entry["bytes"] == reference["bytes"], large, f"has {entry['bytes']} bytes and should have {reference['bytes']}")
+    return entry
+
+
+def restore_wal(repository, target, system_identifier, file, secret_keys=(), data_key=None):
+    """Yields a file of write-ahead log in pieces. It is whole only when this has ended without an exception."""
+    document((repository / "repository.json").read_bytes(), "repository.json", {"format": int})
+    timeline = file[:8]
+    folder = repository / target / "wal" / system_identifier / timeline
+    demand((folder / f"{file}.vol").is_file(), file, "it is not archived")
+    volume = Volume(folder, follow(folder, file))
+    asked = {"kind": "wal", "target": target, "system_identifier": system_identifier, "timeline": timeline, "file": file}
+    volume.check_name(asked, {"volume": 0})
+    plaintext = typed(volume.header.get("plaintext"), {"bytes": int, "blake3": str}, volume.at(12) + ": plaintext")
+    b64(plaintext["blake3"], 32, volume.at(12))
+    data_key = data_key or unwrap(volume.wraps, secret_keys, volume.at(12))
+    data_key_id = hkdf(data_key, b"", b"backup/v1 data key id", 16).hex()
+    demand(data_key_id == volume.header["data_key"], volume.at(12), "a wrapped data key belongs to another file")
+    volume.unlock(data_key)
+    volume.open_index(last=True)
+    total = sum(plain for _, plain in volume.lengths)
+    says = f"holds {total} bytes of its file and should hold {plaintext['bytes']}"
+    demand(total == plaintext["bytes"], volume.name, says)
+    yield from volume.chunks()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     key = parser.add_mutually_exclusive_group(required=True)
@@ -252,9 +299,15 @@ def main():
     parser.add_argument("repository", type=pathlib.Path)
     parser.add_argument("backup")
     parser.add_argument("stream")
+    parser.add_argument("--wal", action="store_true", help="a file of write-ahead log, not a stream of a backup")
     given = parser.parse_args()
     try:
-        for piece in restore(given.repository, given.backup, given.stream, given.identity, given.data_key):
+        keys = given.identity, given.data_key
+        if given.wal:
+            pieces = restore_wal(given.repository, *given.backup.split("/"), given.stream, *keys)
+        else:
+            pieces = restore(given.repository, given.backup, given.stream, *keys)
+        for piece in pieces:
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
     except (Refused, OSError) as e:

@@ -1,7 +1,7 @@
 //! Restoring without the program: by the decoder in Python, written from the format's page alone.
 
 use backup_tests::data::Data;
-use backup_tests::decoder::decode;
+use backup_tests::decoder::{decode, decode_wal};
 use backup_tests::host::Host;
 
 use crate::BACKUP;
@@ -31,4 +31,17 @@ fn the_decoder_refuses_what_was_damaged() {
     std::fs::write(&volume, bytes).unwrap();
     let said = decode(&host.repository(), &host.identity_file(), &id, "data").expect_err("refused");
     assert!(said.contains("data.00000.vol"), "{said}");
+}
+
+#[test]
+fn a_file_of_write_ahead_log_can_be_restored_without_us() {
+    use backup_tests::wal::{DataDirectory, SYSTEM_IDENTIFIER, segment};
+    let host = Host::initialised(BACKUP);
+    let data = DataDirectory::create(host.path("data"));
+    let name = data.add(3, "decoder");
+    host.backup(["wal", "push", "--target", "app"]).args([data.pg_wal(&name)]).run().succeeded();
+    let cluster = format!("app/{SYSTEM_IDENTIFIER}");
+    let plain = decode_wal(&host.repository(), &host.identity_file(), &cluster, &name).unwrap();
+    assert!(plain == segment(3, "decoder"));
+    decode_wal(&host.repository(), &host.identity_file(), &cluster, "00000002.history").unwrap_err();
 }

@@ -11,6 +11,7 @@ mod postgres;
 mod s3;
 mod secrecy;
 mod streams;
+mod wal;
 
 /// The program.
 const BACKUP: &str = env!("CARGO_BIN_EXE_backup-under-test");

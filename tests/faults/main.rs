@@ -6,6 +6,7 @@ mod disk;
 mod interrupted;
 mod killed;
 mod store;
+mod wal;
 
 /// The program.
 const BACKUP: &str = env!("CARGO_BIN_EXE_backup-under-test");

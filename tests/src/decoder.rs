@@ -16,6 +16,19 @@ pub fn decode(repository: &Path, identity_file: &Path, backup: &str, stream: &st
     if output.status.success() { Ok(output.stdout) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
 }
 
+/// Restores `file` of the WAL of `cluster`, a target and a system identifier with `/` between, from the repository in the directory `repository`.
+///
+/// # Errors
+/// What the decoder said on standard error.
+///
+/// # Panics
+/// When the decoder cannot be run here.
+pub fn decode_wal(repository: &Path, identity_file: &Path, cluster: &str, file: &str) -> Result<Vec<u8>, String> {
+    let mut command = python("decode.py");
+    let output = run(command.arg("--wal").arg("--identity").arg(identity_file).arg(repository).args([cluster, file]));
+    if output.status.success() { Ok(output.stdout) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+}
+
 /// A command that runs a script of `tests/decoder`.
 pub fn python(script: &str) -> Command {
     let mut command = Command::new(interpreter());

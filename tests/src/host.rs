@@ -82,6 +82,11 @@ impl Host {
         self.variables.retain(|(known, _)| known != name.as_ref());
     }
 
+    /// The variables of the environment that are text.
+    pub fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.variables.iter().filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?)))
+    }
+
     /// Writes a file, its directories too; returns its path.
     pub fn write(&self, name: impl AsRef<Path>, contents: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);

@@ -8,3 +8,4 @@ pub mod physical;
 pub mod postgres;
 pub mod s3;
 pub mod volume;
+pub mod wal;

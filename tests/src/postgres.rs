@@ -25,12 +25,61 @@ impl Cluster {
     }
 
     fn start() -> Self {
-        let programs = PathBuf::from(pg_cluster(&["bindir"]).trim_end());
+        Self::start_in(Self::directory_of("shared"), &[])
+    }
+
+    /// A cluster for one test, with segments of 1 MiB and more lines in its configuration; `name` tells it from others of this process.
+    pub fn of_small_segments(name: &str, settings: &str) -> Self {
+        Self::start_in(Self::directory_of(name), &[("PG_CLUSTER_CONF", settings), ("PG_CLUSTER_SEGMENT_MIB", "1")])
+    }
+
+    /// Where a cluster of that name is or will be.
+    pub fn directory_of(name: &str) -> PathBuf {
         // Short, and not below a directory that only we may enter: a socket's name has 107 bytes, and the server may run as another user.
-        let directory = PathBuf::from(format!("/tmp/backup-test-pg.{}", std::process::id()));
+        PathBuf::from(format!("/tmp/backup-test-pg.{}.{name}", std::process::id()))
+    }
+
+    fn start_in(directory: PathBuf, environment: &[(&str, &str)]) -> Self {
+        let programs = PathBuf::from(pg_cluster(&["bindir"], &[]).trim_end());
         let pid = std::process::id().to_string();
-        pg_cluster(&["start", "--while", &pid, &directory.to_string_lossy()]);
+        pg_cluster(&["start", "--while", &pid, &directory.to_string_lossy()], environment);
         Self { programs, directory }
+    }
+
+    /// The directory of the cluster: in it are `data`, the socket, and what a test puts there for the server's user.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// One of the server's programs, run as the user that the server runs as.
+    pub fn as_server(&self, name: &str) -> Command {
+        let program = self.programs.join(name);
+        let mut command =
+            Command::new(if rustix::process::geteuid().is_root() { "runuser".as_ref() } else { program.as_os_str() });
+        if rustix::process::geteuid().is_root() {
+            command.args(["-u", SERVER_USER, "--"]).arg(program);
+        }
+        command.current_dir(&self.directory).envs(self.environment()).env("PGTZ", "UTC");
+        command
+    }
+
+    /// Gives a file to the user that the server runs as.
+    pub fn give(&self, path: &Path) {
+        if rustix::process::geteuid().is_root() {
+            let given = Command::new("chown").arg("-R").arg(SERVER_USER).arg(path).status().expect("chown");
+            assert!(given.success(), "{}", path.display());
+        }
+    }
+
+    /// Runs `pg_ctl` for the data directory `data`, which need not be this cluster's own; returns whether it succeeded.
+    ///
+    /// A copy of the cluster has the same socket: stop this one first.
+    pub fn control(&self, data: &Path, arguments: &[&str]) -> bool {
+        let mut command = self.as_server("pg_ctl");
+        command.args(arguments).arg("-D").arg(data).arg("-l").arg(self.directory.join("log")).args(["-w", "-s"]);
+        // A server holds on to the pipes that it was given.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().expect("pg_ctl starts").success()
     }
 
     /// Makes `host` a client: this server's programs come first in its `PATH`, and libpq's environment leads to the server.
@@ -106,10 +155,13 @@ impl Cluster {
     }
 }
 
+/// Who runs servers when tests run as root.
+const SERVER_USER: &str = "postgres";
+
 /// Runs `scripts/pg-cluster`; returns its standard output.
-fn pg_cluster(arguments: &[&str]) -> String {
+fn pg_cluster(arguments: &[&str], environment: &[(&str, &str)]) -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/pg-cluster");
-    let output = Command::new(&script).args(arguments).stdin(Stdio::null()).output();
+    let output = Command::new(&script).args(arguments).envs(environment.iter().copied()).stdin(Stdio::null()).output();
     let output = output.unwrap_or_else(|e| panic!("cannot run {}: {e}", script.display()));
     // It says itself what is missing and which script installs it.
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

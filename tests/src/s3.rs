@@ -113,12 +113,15 @@ pub struct Rule {
     skip: usize,
     times: usize,
     struck: usize,
+    /// One of so many is struck, at random.
+    one_in: u64,
+    random: u64,
 }
 
 impl Rule {
     /// Every request whose method is `method` and whose path or query contains `contains` goes wrong.
     pub fn new(fault: Fault, method: &'static str, contains: impl Into<String>) -> Self {
-        Self { fault, method, contains: contains.into(), skip: 0, times: usize::MAX, struck: 0 }
+        Self { fault, method, contains: contains.into(), skip: 0, times: usize::MAX, struck: 0, one_in: 1, random: 1 }
     }
 
     /// Not the first `n` of them.
@@ -135,12 +138,24 @@ impl Rule {
         self
     }
 
+    /// Only one of `n`, at random but the same in every run.
+    #[must_use]
+    pub fn one_in(mut self, n: u64) -> Self {
+        self.one_in = n;
+        self
+    }
+
     fn strikes(&mut self, request: &Recorded) -> bool {
         if request.method != self.method || !request.target.contains(&self.contains) || self.times == 0 {
             return false;
         }
         if self.skip > 0 {
             self.skip -= 1;
+            return false;
+        }
+        // Knuth's MMIX; its high bits are good.
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        if !(self.random >> 33).is_multiple_of(self.one_in) {
             return false;
         }
         self.times -= 1;
@@ -191,6 +206,11 @@ impl S3 {
     /// An object's contents.
     pub fn object(&self, key: &str) -> Vec<u8> {
         std::fs::read(self.root.path().join(BUCKET).join(key)).expect("an object")
+    }
+
+    /// The file that holds an object.
+    pub fn path(&self, key: &str) -> PathBuf {
+        self.root.path().join(BUCKET).join(key)
     }
 
     /// What is left of multipart uploads that were neither completed nor aborted.

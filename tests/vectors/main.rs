@@ -9,6 +9,7 @@ mod forged;
 mod make;
 mod sound;
 mod vector;
+mod wal;
 mod world;
 mod written;
 
@@ -33,6 +34,7 @@ fn made() -> BTreeMap<String, Vec<u8>> {
     sound::make(&mut maker);
     damaged::make(&mut maker);
     forged::make(&mut maker);
+    wal::make(&mut maker);
     maker.finish()
 }
 
@@ -192,5 +194,6 @@ fn the_decoder_in_python_agrees_on_every_vector() {
     let output = decoder::run(decoder::python("vectors.py").arg(directory()));
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(stdout.trim(), format!("{} vectors", vectors().vectors.len()));
+    let all = vectors();
+    assert_eq!(stdout.trim(), format!("{} vectors", all.vectors.len() + all.wal.vectors.len()));
 }

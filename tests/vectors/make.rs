@@ -8,7 +8,7 @@ use backup_core::keys::Wrap;
 use backup_tests::volume::{Volume, VolumeBuilder};
 use data_encoding::HEXLOWER;
 
-use super::vector::{Asked, Edit, Expect, Object, Vector, Vectors};
+use super::vector::{Asked, Edit, Expect, Object, Vector, Vectors, Wal, WalVector};
 
 /// Made for these vectors, and published with them.
 pub(crate) const IDENTITY: &str = "AGE-SECRET-KEY-1W2PHU7YRKG0R9HELYX8DW56LVJG5LK32U3P6WYDL8D9SHWLM4XWQTT8F76";
@@ -20,7 +20,7 @@ const WRAP: &str = "YWdlLWVuY3J5cHRpb24ub3JnL3YxCi0+IFgyNTUxOSBZa3pCVFVnL3ROQm1u
 const OTHER_WRAP: &str = "YWdlLWVuY3J5cHRpb24ub3JnL3YxCi0+IFgyNTUxOSBvZlhCeW5TVlRodndzY0l6U1BZSmZlQWQyUk40NGh4eGJnVUF0cWpVNjBFCmdWbVBTdmFKU28zcWNCZWgwRlV0R2JraEJvMWhCcnFrVThlU0huV0tEMW8KLT4gXS1ncmVhc2UKdFlMY2VCRW43VkpwdTBIWFZhR0lkNWhTQXQwVHVBY0doS1dZaE5XVG12Z2dmdUZBYlJtdnZ2VjVCcTlabUl3SQpwdwotLS0gUnFkQ0VUY3VzUExpc01UTGV0eFhKaVNpcFpEUFQ5RW5mb09lQk11MWZESQpcFyvmJ/sQ953yCGY9y7jPMqRbgRJPUbNj1n8tc3ze106rcapqYTYpnAjGDRLMSGc/hhaugxUJdfByaFsBY6eH";
 
 pub(crate) const CHUNK: usize = 4096;
-const TARGET: &str = "app";
+pub(crate) const TARGET: &str = "app";
 const BACKUP: &str = "20261122T020000Z-vectorsvectorsve";
 const STREAM: &str = "dump";
 
@@ -83,6 +83,7 @@ pub(crate) fn header(name: &str, volume: u32) -> Header {
         salt: hash(format!("salt of {name} {volume}")),
         data_key: data_key().id(),
         wraps: vec![wrap(WRAP)],
+        plaintext: None,
         critical: Vec::new(),
     }
 }
@@ -130,6 +131,7 @@ pub(crate) fn stream(plain: &[u8], header: impl Fn(u32) -> Header) -> Vec<Volume
 pub(crate) struct Maker {
     files: BTreeMap<String, Vec<u8>>,
     vectors: Vec<Vector>,
+    wal: Vec<WalVector>,
 }
 
 impl Maker {
@@ -217,6 +219,23 @@ impl Maker {
         self.push(Vector { name, about, identity: None, only_with_identity: false, objects, stream, expect })
     }
 
+    /// A file of write-ahead log: its objects by their paths.
+    pub(crate) fn wal(
+        &mut self,
+        name: &str,
+        about: &str,
+        objects: &[(&str, Vec<u8>)],
+        expect: Expect,
+    ) -> &mut WalVector {
+        let mut stored = Vec::new();
+        for (i, (path, bytes)) in objects.iter().enumerate() {
+            stored.push(Object { path: (*path).into(), file: self.file(name, i, bytes), edits: Vec::new() });
+        }
+        let (name, about) = (name.into(), about.into());
+        self.wal.push(WalVector { name, about, only_with_blake3: false, objects: stored, expect });
+        self.wal.last_mut().expect("just pushed")
+    }
+
     fn file(&mut self, vector: &str, number: usize, bytes: &[u8]) -> String {
         if let Some((name, _)) = self.files.iter().find(|(_, known)| *known == bytes) {
             return name.clone();
@@ -234,6 +253,7 @@ impl Maker {
             data_key: HEXLOWER.encode(data_key().expose()),
             asked: Asked { target: TARGET.into(), backup: BACKUP.into(), stream: STREAM.into() },
             vectors: self.vectors,
+            wal: Wal { asked: super::wal::asked(), vectors: self.wal },
         };
         let mut files = self.files;
         let mut json = serde_json::to_vec_pretty(&vectors).expect("plain data");

@@ -15,6 +15,36 @@ pub(crate) struct Vectors {
     /// What is asked for.
     pub(crate) asked: Asked,
     pub(crate) vectors: Vec<Vector>,
+    /// Files of write-ahead log.
+    pub(crate) wal: Wal,
+}
+
+/// Files of write-ahead log, which no manifest lists.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Wal {
+    pub(crate) asked: AskedWal,
+    pub(crate) vectors: Vec<WalVector>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct AskedWal {
+    pub(crate) target: String,
+    pub(crate) system_identifier: String,
+    pub(crate) timeline: String,
+    pub(crate) file: String,
+}
+
+/// One file, and what a reader must make of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct WalVector {
+    pub(crate) name: String,
+    pub(crate) about: String,
+    /// Found only by a reader that computes the BLAKE3 of the plaintext.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) only_with_blake3: bool,
+    /// What is stored, in the folder of the timeline.
+    pub(crate) objects: Vec<Object>,
+    pub(crate) expect: Expect,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

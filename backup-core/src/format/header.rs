@@ -85,9 +85,22 @@ pub struct Header {
     pub data_key: String,
     /// The data key, wrapped for each recipient.
     pub wraps: Vec<Wrap>,
+    /// The whole stream's plaintext, where it was known before it was sealed: in every [`Wal`](ObjectName::Wal) object, and in no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plaintext: Option<Plaintext>,
     /// Fields that a reader must understand or refuse the volume.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub critical: Vec<String>,
+}
+
+/// What tells a plaintext from others without a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plaintext {
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// Its BLAKE3.
+    #[serde(with = "super::base64_bytes")]
+    pub blake3: [u8; 32],
 }
 
 /// A header with the exact bytes that it was written as: all of them take part in the volume's key.

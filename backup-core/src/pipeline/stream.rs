@@ -231,6 +231,7 @@ impl<'a> Reader<'a> {
             salt: random::bytes::<SALT_LEN>(),
             data_key: context.data_key.id(),
             wraps: context.wraps.clone(),
+            plaintext: None,
             critical: Vec::new(),
         };
         let preamble = Preamble::new(header).map_err(header_error)?;

@@ -12,8 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 
 pub mod history;
+pub mod page;
 
 pub use history::History;
+pub use page::FirstPage;
 
 /// A position in the write-ahead log, in bytes; printed as `16/B374D848`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]

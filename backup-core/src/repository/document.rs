@@ -68,6 +68,11 @@ impl Document {
         Ok(document)
     }
 
+    /// Whether `bytes` are the document of the repository with this id.
+    pub(super) fn has_id(bytes: &[u8], id: &str) -> bool {
+        Self::parse(bytes).is_ok_and(|document| document.id == id)
+    }
+
     pub(super) fn id(&self) -> &str {
         &self.id
     }

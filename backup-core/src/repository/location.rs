@@ -45,6 +45,14 @@ enum Place {
 pub(super) struct Connection {
     pub(super) store: Arc<dyn ObjectStore>,
     pub(super) part_bytes: usize,
+    /// Whether completing a multipart upload replaces nothing.
+    pub(super) publishes_once: bool,
+}
+
+impl Connection {
+    fn remote(store: Arc<dyn ObjectStore>, part_bytes: usize) -> Self {
+        Self { store, part_bytes, publishes_once: false }
+    }
 }
 
 impl Location {
@@ -104,7 +112,7 @@ impl Location {
                 }?;
                 let store = LocalStore::open(path)
                     .map_err(|e| storage_error(e, format!("cannot open {}", path.display())).at(Stage::Setup))?;
-                Ok(Connection { store: Arc::new(store), part_bytes: LOCAL_PART_BYTES })
+                Ok(Connection { store: Arc::new(store), part_bytes: LOCAL_PART_BYTES, publishes_once: true })
             }
             Place::S3 { bucket, prefix, options } => {
                 let s3 = s3::connect(bucket, options, &s3::environment()).map_err(|e| e.at(Stage::Setup))?;
@@ -113,9 +121,9 @@ impl Location {
                 } else {
                     Arc::new(PrefixStore::new(s3, prefix.clone()))
                 };
-                Ok(Connection { store, part_bytes: REMOTE_PART_BYTES })
+                Ok(Connection::remote(store, REMOTE_PART_BYTES))
             }
-            Place::Store { store, part_bytes } => Ok(Connection { store: Arc::clone(store), part_bytes: *part_bytes }),
+            Place::Store { store, part_bytes } => Ok(Connection::remote(Arc::clone(store), *part_bytes)),
         }
     }
 

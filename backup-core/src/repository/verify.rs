@@ -17,8 +17,9 @@ use crate::keys::Identity;
 use crate::pipeline::{Counters, Limits};
 use crate::restore::{NullSink, OpenBackup};
 
-/// Bytes asked for at a time.
-const READ_BYTES: usize = 2 << 20;
+/// Bytes asked for at a time, at most; of small objects less, since several pieces are in memory at once.
+const READ_BYTES: u64 = 2 << 20;
+const READ_BYTES_LEAST: u64 = 256 << 10;
 /// Requests on their way at once.
 const READS: usize = 3;
 
@@ -83,7 +84,7 @@ pub async fn keyless(repository: &Repository, path: &BackupPath, counters: &Coun
 }
 
 /// Reads a volume once; says what is wrong with it.
-async fn check_volume(
+pub(crate) async fn check_volume(
     repository: &Repository,
     object: &Path,
     volume: &VolumeEntry,
@@ -103,7 +104,8 @@ async fn check_volume(
     let mut hasher = blake3::Hasher::new();
     let mut hashed_left = volume.bytes.saturating_sub(FOOTER_LEN as u64);
     let mut footer = Vec::with_capacity(FOOTER_LEN);
-    let ranges = (0..should).step_by(READ_BYTES).map(|at| at..(at + READ_BYTES as u64).min(should));
+    let read_bytes = (should / 16).clamp(READ_BYTES_LEAST, READ_BYTES);
+    let ranges = (0..should.div_ceil(read_bytes)).map(|i| i * read_bytes..((i + 1) * read_bytes).min(should));
     let mut pieces = stream::iter(ranges).map(|range| store.get_range(object, range)).buffered(READS);
     while let Some(bytes) = pieces.try_next().await.map_err(failed)? {
         counters.add_transferred(bytes.len());
@@ -177,13 +179,7 @@ impl Verification {
         if error.kind() != ErrorKind::Integrity {
             return Err(error);
         }
-        let mut problem = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(e) = cause {
-            problem = format!("{problem}: {e}");
-            cause = e.source();
-        }
-        self.findings.push(Finding { object, problem });
+        self.findings.push(Finding { object, problem: error.in_one_line() });
         Ok(())
     }
 }

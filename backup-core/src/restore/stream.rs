@@ -16,10 +16,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::sink::Sink;
 use super::volume::{Expected, OpenVolume, Stored};
-use crate::chunk::RECORD_HEAD;
-use crate::encrypt::{DataKey, open_record};
+use crate::encrypt::DataKey;
 use crate::error::{Error, Result, Stage};
-use crate::format::{Codec, Flag, FormatError, Header, Manifest, ObjectName, Place, StreamEntry};
+use crate::format::{Header, Manifest, ObjectName, Place, StreamEntry};
 use crate::pipeline::{Buffer, BufferPool, ComputePool, Counters, Limits, Pending, RestorePlan};
 use crate::repository::Repository;
 use crate::repository::layout::BackupPath;
@@ -189,11 +188,7 @@ impl StreamRestore {
         let entry = self.entry.volumes.get(index).ok_or_else(|| {
             Error::integrity(format!("the manifest of {} has no volume {index} of '{}'", context.path, self.entry.name))
         })?;
-        let stored = Stored {
-            repository: context.repository.clone(),
-            path: context.path.named(&entry.path),
-            entry: entry.clone(),
-        };
+        let stored = Stored::listed(context.repository.clone(), context.path.named(&entry.path), entry.clone());
         let expected = Expected {
             name: ObjectName::Backup {
                 target: context.path.target.to_string(),
@@ -295,8 +290,7 @@ impl StreamRestore {
                 self.counters.add_transferred(place.record_len());
                 let (volume, buffers, place) = (Arc::clone(&span.volume), machine.buffers.clone(), *place);
                 let job = machine.pool.run(move |workspace| {
-                    let buffer = open_chunk(&volume, place, record, &buffers, workspace)
-                        .map_err(|e| volume.stored.damaged(place.offset, e))?;
+                    let buffer = volume.open_chunk(place, record, &buffers, workspace)?;
                     Ok(Plain { buffer, wanted, _permit: permit })
                 });
                 if plain.send(job).await.is_err() {
@@ -316,32 +310,5 @@ impl StreamRestore {
             sink.write(data).await?;
         }
         Ok(delivered)
-    }
-}
-
-/// Opens and decompresses one record; with codec `none` it is opened where it lies.
-fn open_chunk(
-    volume: &OpenVolume,
-    place: Place,
-    mut record: Buffer,
-    buffers: &BufferPool,
-    workspace: &mut crate::pipeline::Workspace,
-) -> Result<Buffer, FormatError> {
-    let bytes = &mut record.slab_mut()[..place.record_len()];
-    open_record(&volume.key, place.counter, &[Flag::Data], bytes, place.content_len)?;
-    match volume.header.codec {
-        Codec::None => {
-            record.set_len(place.plain_len);
-            Ok(record)
-        }
-        Codec::Zstd => {
-            let frame = &record.slab_mut()[RECORD_HEAD..RECORD_HEAD + place.content_len];
-            let mut plain = buffers.lease();
-            let out = &mut plain.spare()[..place.plain_len];
-            let bad = |_| FormatError::Frame { chunk: place.counter, expected: place.plain_len };
-            workspace.decompressor().decompress(frame, out).map_err(bad)?;
-            plain.advance(place.plain_len);
-            Ok(plain)
-        }
     }
 }

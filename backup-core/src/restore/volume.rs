@@ -1,4 +1,5 @@
-//! A volume opened for reading: its ends read, its header, index and footer checked against each other and against the manifest.
+//! A volume opened for reading: its ends read, its header, index and footer checked against each other and against the manifest, if one
+//! lists it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,13 +8,14 @@ use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{GetOptions, GetResultPayload, ObjectStoreExt};
 
-use crate::encrypt::{COMMITMENT_LEN, DataKey, VolumeKey};
+use crate::chunk::RECORD_HEAD;
+use crate::encrypt::{COMMITMENT_LEN, DataKey, VolumeKey, open_record};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{
-    FOOTER_LEN, Footer, FormatError, HEADER_LEN_MAX, Header, ObjectName, PREFIX_LEN, Place, Preamble, VolumeEntry,
-    index_range, open_index,
+    Codec, FOOTER_LEN, Flag, Footer, FormatError, HEADER_LEN_MAX, Header, ObjectName, PREFIX_LEN, Place, Preamble,
+    VolumeEntry, index_range, open_index,
 };
-use crate::pipeline::{Buffer, BufferPool};
+use crate::pipeline::{Buffer, BufferPool, Workspace};
 use crate::repository::Repository;
 
 /// Headers are about one kilobyte with two recipients; a longer one costs a second request.
@@ -21,38 +23,103 @@ const HEAD_GUESS: u64 = 8 * 1024;
 /// Index and footer of a volume with up to 8,000 chunks.
 const TAIL_GUESS: u64 = 64 * 1024;
 
-/// An object in a repository, and what the manifest says of it.
+/// An object in a repository.
 #[derive(Debug, Clone)]
-pub(super) struct Stored {
-    pub(super) repository: Repository,
-    pub(super) path: Path,
-    pub(super) entry: VolumeEntry,
+pub(crate) struct Stored {
+    pub(crate) repository: Repository,
+    pub(crate) path: Path,
+    /// Its size.
+    pub(crate) bytes: u64,
+    /// What the manifest says of it, if one does. Without, the size is what the store says, to be believed once the index has opened.
+    pub(crate) listed: Option<VolumeEntry>,
 }
 
 /// What a volume must turn out to be.
 #[derive(Debug)]
-pub(super) struct Expected<'a> {
-    pub(super) name: ObjectName,
-    pub(super) stream_id: &'a str,
-    pub(super) data_key_id: &'a str,
-    pub(super) volume: u32,
-    pub(super) last: bool,
+pub(crate) struct Expected<'a> {
+    pub(crate) name: ObjectName,
+    pub(crate) stream_id: &'a str,
+    pub(crate) data_key_id: &'a str,
+    pub(crate) volume: u32,
+    pub(crate) last: bool,
     /// The header of the stream's first volume, when this is another.
-    pub(super) first: Option<&'a Header>,
+    pub(crate) first: Option<&'a Header>,
 }
 
 /// A volume whose ends are verified.
 #[derive(Debug)]
-pub(super) struct OpenVolume {
-    pub(super) stored: Stored,
-    pub(super) header: Header,
-    pub(super) key: Arc<VolumeKey>,
-    pub(super) places: Vec<Place>,
+pub(crate) struct OpenVolume {
+    pub(crate) stored: Stored,
+    pub(crate) header: Header,
+    pub(crate) key: Arc<VolumeKey>,
+    pub(crate) places: Vec<Place>,
+}
+
+impl OpenVolume {
+    /// Opens and decompresses the record of `place`; with codec `none` it is opened where it lies.
+    pub(crate) fn open_chunk(
+        &self,
+        place: Place,
+        mut record: Buffer,
+        buffers: &BufferPool,
+        workspace: &mut Workspace,
+    ) -> Result<Buffer> {
+        let damaged = |e| self.stored.damaged(place.offset, e);
+        let bytes = &mut record.slab_mut()[..place.record_len()];
+        open_record(&self.key, place.counter, &[Flag::Data], bytes, place.content_len).map_err(damaged)?;
+        match self.header.codec {
+            Codec::None => {
+                record.set_len(place.plain_len);
+                Ok(record)
+            }
+            Codec::Zstd => {
+                let frame = &record.slab_mut()[RECORD_HEAD..RECORD_HEAD + place.content_len];
+                let mut plain = buffers.lease();
+                let out = &mut plain.spare()[..place.plain_len];
+                let bad = |_| damaged(FormatError::Frame { chunk: place.counter, expected: place.plain_len });
+                workspace.decompressor().decompress(frame, out).map_err(bad)?;
+                plain.advance(place.plain_len);
+                Ok(plain)
+            }
+        }
+    }
 }
 
 impl Stored {
+    /// A volume that a manifest lists.
+    pub(crate) fn listed(repository: Repository, path: Path, entry: VolumeEntry) -> Self {
+        Self { repository, path, bytes: entry.bytes, listed: Some(entry) }
+    }
+
+    /// An object that no manifest lists, and its first bytes; `None` when the store says that it does not exist.
+    pub(crate) async fn find(repository: &Repository, path: &Path) -> Result<Option<(Self, Bytes)>> {
+        let options = GetOptions::new().with_range(Some(0..HEAD_GUESS));
+        let failed = |e| repository.error(e, "read", path).at(Stage::Fetch);
+        let found = match repository.store().get_opts(path, options).await {
+            Ok(found) => found,
+            Err(e @ object_store::Error::NotFound { .. }) => {
+                let error = failed(e);
+                // A missing bucket says "not found" too.
+                return if error.kind() == ErrorKind::NotFound { Ok(None) } else { Err(error) };
+            }
+            Err(e) => {
+                // No range of it can be had when it is empty: an error of its own kind in each store.
+                return match repository.store().head(path).await {
+                    Ok(meta) if meta.size == 0 => {
+                        let empty = Self { repository: repository.clone(), path: path.clone(), bytes: 0, listed: None };
+                        Ok(Some((empty, Bytes::new())))
+                    }
+                    _ => Err(failed(e)),
+                };
+            }
+        };
+        let bytes = found.meta.size;
+        let head = found.bytes().await.map_err(failed)?;
+        Ok(Some((Self { repository: repository.clone(), path: path.clone(), bytes, listed: None }, head)))
+    }
+
     /// An error about the bytes at `offset` of this object.
-    pub(super) fn damaged(&self, offset: u64, error: FormatError) -> Error {
+    pub(crate) fn damaged(&self, offset: u64, error: FormatError) -> Error {
         let hint = matches!(error, FormatError::Critical(_) | FormatError::Version(_));
         let damage = Error::integrity(format!("{} is damaged at offset {offset}", self.path)).at(Stage::Fetch);
         let damage = if hint { damage.with_hint("a newer release may read it") } else { damage };
@@ -64,14 +131,19 @@ impl Stored {
     }
 
     /// Reads the preamble and the commitment.
-    pub(super) async fn preamble(&self) -> Result<(Preamble, [u8; COMMITMENT_LEN])> {
-        let mut head = self.read(0..HEAD_GUESS.min(self.entry.bytes)).await?;
+    pub(crate) async fn preamble(&self) -> Result<(Preamble, [u8; COMMITMENT_LEN])> {
+        let head = self.read(0..HEAD_GUESS.min(self.bytes)).await?;
+        self.preamble_in(head).await
+    }
+
+    /// Reads the preamble and the commitment, of which `head` is the beginning.
+    pub(crate) async fn preamble_in(&self, mut head: Bytes) -> Result<(Preamble, [u8; COMMITMENT_LEN])> {
         let at_start = |e| self.damaged(0, e);
         let prefix = head.first_chunk::<PREFIX_LEN>().ok_or(FormatError::Truncated).map_err(at_start)?;
         let len = PREFIX_LEN + crate::format::header_len(prefix).map_err(at_start)? + COMMITMENT_LEN;
         if len > head.len() {
             debug_assert!(len <= PREFIX_LEN + HEADER_LEN_MAX + COMMITMENT_LEN);
-            head = self.read(0..(len as u64).min(self.entry.bytes)).await?;
+            head = self.read(0..(len as u64).min(self.bytes)).await?;
         }
         let preamble = Preamble::decode(&head).map_err(at_start)?;
         let commitment = preamble.bytes().len();
@@ -82,8 +154,18 @@ impl Stored {
     }
 
     /// Opens the volume: afterwards every chunk's place and the stream's continuation are known and authentic.
-    pub(super) async fn open(self, expected: &Expected<'_>, data_key: &DataKey) -> Result<OpenVolume> {
-        let (preamble, commitment) = self.preamble().await?;
+    pub(crate) async fn open(self, expected: &Expected<'_>, data_key: &DataKey) -> Result<OpenVolume> {
+        let opened = self.preamble().await?;
+        self.open_preamble(opened, expected, data_key).await
+    }
+
+    /// The same, with the preamble and the commitment read before.
+    pub(crate) async fn open_preamble(
+        self,
+        (preamble, commitment): (Preamble, [u8; COMMITMENT_LEN]),
+        expected: &Expected<'_>,
+        data_key: &DataKey,
+    ) -> Result<OpenVolume> {
         let name = |reason| self.damaged(0, FormatError::Name(reason));
         let header = &preamble.header;
         if header.name != expected.name {
@@ -103,14 +185,28 @@ impl Stored {
         Ok(OpenVolume { stored: self, header: preamble.header, key: Arc::new(key), places })
     }
 
-    async fn index(&self, preamble: &Preamble, key: &VolumeKey, last: bool) -> Result<Vec<Place>> {
-        let size = self.entry.bytes;
-        let footer_offset = size.saturating_sub(FOOTER_LEN as u64);
-        let wrong_footer = |e| self.damaged(footer_offset, e);
+    /// Reads the footer, and the bytes before it.
+    async fn tail(&self) -> Result<(Footer, Bytes)> {
+        let size = self.bytes;
+        let wrong_footer = |e| self.damaged(size.saturating_sub(FOOTER_LEN as u64), e);
         let tail = self.read(size.saturating_sub(TAIL_GUESS)..size).await?;
         let footer = tail.last_chunk::<FOOTER_LEN>().ok_or(FormatError::Truncated);
         let footer = footer.and_then(|bytes| Footer::decode(bytes, size)).map_err(wrong_footer)?;
-        if footer.chunks != self.entry.chunks || footer.digest != self.entry.digest {
+        Ok((footer, tail))
+    }
+
+    /// What its footer says of it, which nothing proves.
+    pub(crate) async fn claimed(&self) -> Result<VolumeEntry> {
+        let (footer, _) = self.tail().await?;
+        let path = self.path.filename().unwrap_or_default().to_owned();
+        Ok(VolumeEntry { path, bytes: self.bytes, chunks: footer.chunks, digest: footer.digest })
+    }
+
+    async fn index(&self, preamble: &Preamble, key: &VolumeKey, last: bool) -> Result<Vec<Place>> {
+        let size = self.bytes;
+        let wrong_footer = |e| self.damaged(size.saturating_sub(FOOTER_LEN as u64), e);
+        let (footer, tail) = self.tail().await?;
+        if self.listed.as_ref().is_some_and(|entry| footer.chunks != entry.chunks || footer.digest != entry.digest) {
             return Err(wrong_footer(FormatError::Footer("the manifest says otherwise")));
         }
 
@@ -125,8 +221,8 @@ impl Stored {
         open_index(preamble, key, &footer, &mut record, last).map_err(|e| self.damaged(footer.index_offset, e))
     }
 
-    /// Reads a range of the object; an object of another size than the manifest says is damaged.
-    pub(super) async fn read(&self, range: Range<u64>) -> Result<Bytes> {
+    /// Reads a range of the object; an object of another size than it should have is damaged.
+    pub(crate) async fn read(&self, range: Range<u64>) -> Result<Bytes> {
         let result = self.get(range).await?;
         result.bytes().await.map_err(|e| self.unreadable(e))
     }
@@ -151,16 +247,16 @@ impl Stored {
     }
 
     fn check_size(&self, size: u64) -> Result<()> {
-        if size == self.entry.bytes {
+        if size == self.bytes {
             return Ok(());
         }
-        let problem = format!("{} has {size} bytes and should have {}", self.path, self.entry.bytes);
-        let offset = size.min(self.entry.bytes);
+        let problem = format!("{} has {size} bytes and should have {}", self.path, self.bytes);
+        let offset = size.min(self.bytes);
         Err(Error::new(ErrorKind::Integrity, Stage::Fetch, format!("{problem} (offset {offset})")))
     }
 
     /// Reads consecutive records, each into a buffer of its own; straight from the file where the store is local.
-    pub(super) async fn records(&self, places: &[Place], buffers: &BufferPool) -> Result<Vec<Buffer>> {
+    pub(crate) async fn records(&self, places: &[Place], buffers: &BufferPool) -> Result<Vec<Buffer>> {
         let (Some(first), Some(last)) = (places.first(), places.last()) else { return Ok(Vec::new()) };
         let range = first.offset..last.offset + last.record_len() as u64;
         let start = range.start;

@@ -27,16 +27,47 @@ enum Multipart {
 pub(crate) struct ObjectUpload {
     repository: Repository,
     path: Path,
+    large: Large,
     counters: Arc<Counters>,
     multipart: Multipart,
     tasks: JoinSet<object_store::Result<usize>>,
     len: u64,
 }
 
+/// Where an object of more than one part goes.
+#[derive(Debug)]
+enum Large {
+    /// To the same name, which nobody else uses.
+    Own,
+    /// To the same name, which others may take meanwhile: the store then refuses to complete it.
+    Contended,
+    /// To another name, which nobody else uses.
+    Elsewhere(Path),
+}
+
 impl ObjectUpload {
-    /// An upload to `path`; nothing is sent yet.
+    /// An upload to `path`, a name that nobody else uses; nothing is sent yet.
     pub(crate) fn new(repository: Repository, path: Path, counters: Arc<Counters>) -> Self {
-        Self { repository, path, counters, multipart: Multipart::None, tasks: JoinSet::new(), len: 0 }
+        Self::with(repository, path, Large::Own, counters)
+    }
+
+    /// An upload to `path`, which others may be about to create too: of all of them one succeeds. Stores that replace what is there when they
+    /// complete a multipart upload get a large object under the name `large` instead; [`location`](Self::location) tells.
+    pub(crate) fn contended(repository: Repository, path: Path, large: Path, counters: Arc<Counters>) -> Self {
+        let large = if repository.publishes_once() { Large::Contended } else { Large::Elsewhere(large) };
+        Self::with(repository, path, large, counters)
+    }
+
+    fn with(repository: Repository, path: Path, large: Large, counters: Arc<Counters>) -> Self {
+        Self { repository, path, large, counters, multipart: Multipart::None, tasks: JoinSet::new(), len: 0 }
+    }
+
+    /// Where the object is, once it is finished.
+    pub(crate) fn location(&self) -> &Path {
+        match &self.large {
+            Large::Elsewhere(path) if self.len > 0 => path,
+            _ => &self.path,
+        }
     }
 
     /// Sends a part behind which more will come.
@@ -58,7 +89,11 @@ impl ObjectUpload {
 
     async fn open(&mut self) -> Result<&mut Box<dyn MultipartUpload>> {
         if let Multipart::None = self.multipart {
-            let (repository, path) = (self.repository.clone(), self.path.clone());
+            let path = match &self.large {
+                Large::Elsewhere(path) => path.clone(),
+                Large::Own | Large::Contended => self.path.clone(),
+            };
+            let repository = self.repository.clone();
             let begin = async move { repository.store().put_multipart(&path).await };
             self.multipart = Multipart::Beginning(tokio::spawn(begin));
         }
@@ -120,9 +155,10 @@ impl ObjectUpload {
         let (multipart, completed) = joined(task.await)?;
         self.multipart = Multipart::Open(multipart);
         if let Err(error) = completed {
-            // The answer may have been lost, and the object be there: its name is ours alone, so its size tells.
-            match self.repository.store().head(&self.path).await {
-                Ok(meta) if meta.size == self.len => {}
+            // The answer may have been lost, and the object be there: where its name is ours alone, its size tells.
+            let ours = !matches!(self.large, Large::Contended);
+            match self.repository.store().head(self.location()).await {
+                Ok(meta) if ours && meta.size == self.len => {}
                 _ => return Err(self.failed(error)),
             }
         }
@@ -159,7 +195,7 @@ impl ObjectUpload {
     }
 
     fn failed(&self, error: object_store::Error) -> Error {
-        self.repository.error(error, "write", &self.path).at(Stage::Upload)
+        self.repository.error(error, "write", self.location()).at(Stage::Upload)
     }
 }
 

@@ -87,6 +87,11 @@ impl VolumeWriter {
         Ok(VolumeEntry { path: self.file.clone(), bytes: self.len, chunks: self.chunks, digest })
     }
 
+    /// Where the object is, once it is finished.
+    pub(crate) fn location(&self) -> &object_store::path::Path {
+        self.upload.location()
+    }
+
     /// Gives up what was sent of an unfinished object.
     pub(crate) async fn abort(&mut self) -> Result<()> {
         self.upload.abort().await

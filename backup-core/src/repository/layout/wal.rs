@@ -3,6 +3,7 @@
 use object_store::path::Path;
 
 use super::{TargetName, VOLUME_SUFFIX};
+use crate::encrypt::random;
 use crate::format::ObjectName;
 use crate::postgres::wal::{SystemIdentifier, Timeline, WalFile};
 
@@ -43,6 +44,12 @@ impl WalPath {
     /// The object of a file.
     pub fn file(&self, file: WalFile) -> Path {
         self.path(&[&file.timeline().hex(), &format!("{file}{VOLUME_SUFFIX}")])
+    }
+
+    /// A new name for the object of a large file, to be used where a store cannot create such objects once.
+    pub fn large_file(&self, file: WalFile) -> Path {
+        let random = data_encoding::HEXLOWER.encode(&random::bytes::<16>());
+        self.path(&[&file.timeline().hex(), &format!("{file}.{random}{VOLUME_SUFFIX}")])
     }
 
     /// The name that the object of a file answers to.
@@ -86,5 +93,7 @@ mod tests {
             assert_eq!(WalPath::parse_file(archive.file(file).filename().unwrap()), Some(file));
         }
         assert_eq!(WalPath::parse_file("00000002000000030000000A.tail"), None);
+        let large = archive.large_file("00000002000000030000000A".parse().unwrap());
+        assert_eq!(WalPath::parse_file(large.filename().unwrap()), None, "{large}");
     }
 }

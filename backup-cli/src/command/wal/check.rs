@@ -1,0 +1,204 @@
+//! `backup wal check`.
+
+use std::time::Duration;
+
+use backup_core::clock::{Clock, SystemClock};
+use backup_core::jiff::Timestamp;
+use backup_core::repository::Repository;
+use backup_core::wal_archive::{Inventory, ReadyFiles, TimelineInventory};
+use backup_core::{Error, ErrorKind, Result, Stage};
+use serde::Serialize;
+
+use crate::App;
+use crate::args::CheckArgs;
+use crate::command::describe::time;
+use crate::command::location;
+use crate::exit::Exit;
+use crate::output::{self, bytes};
+
+use super::target;
+
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    repository: &'a str,
+    target: &'a str,
+    ok: bool,
+    problems: Vec<String>,
+    clusters: Vec<ClusterDocument>,
+    ready: Option<ReadyDocument>,
+}
+
+#[derive(Debug, Serialize)]
+struct ClusterDocument {
+    system_identifier: String,
+    timelines: Vec<TimelineDocument>,
+}
+
+#[derive(Debug, Serialize)]
+struct TimelineDocument {
+    timeline: u32,
+    segment_bytes: Option<u64>,
+    segments: u64,
+    stored_bytes: u64,
+    /// Of the oldest byte; and behind the newest.
+    start_lsn: Option<String>,
+    end_lsn: Option<String>,
+    archived: Option<Timestamp>,
+    history: bool,
+    ranges: Vec<RangeDocument>,
+    gaps: Vec<GapDocument>,
+}
+
+#[derive(Debug, Serialize)]
+struct RangeDocument {
+    first: String,
+    last: String,
+    segments: u64,
+    start_lsn: String,
+    end_lsn: String,
+}
+
+#[derive(Debug, Serialize)]
+struct GapDocument {
+    first: String,
+    last: String,
+}
+
+#[derive(Debug, Serialize)]
+struct ReadyDocument {
+    count: u64,
+    oldest: Option<String>,
+    oldest_age_seconds: Option<u64>,
+}
+
+pub(crate) async fn run(app: &App, args: &CheckArgs) -> Result<Exit> {
+    let target = target(&app.config)?;
+    let repository = Repository::open(&location(&app.config)?).await?;
+    let inventory = Inventory::read(&repository, &target).await?;
+    let ready = match &args.data_directory {
+        Some(directory) => Some(ReadyFiles::read(directory, SystemClock.now())?),
+        None => None,
+    };
+    if inventory.clusters.is_empty() && ready.is_none() {
+        let message = format!("{repository} holds no WAL of '{target}'");
+        return Err(Error::new(ErrorKind::NotFound, Stage::Catalog, message)
+            .with_hint("is archive_command set, and does 'backup wal push' succeed?"));
+    }
+    let problems = problems(&inventory, ready.as_ref(), Duration::from_secs(args.lag_max));
+    if args.json {
+        app.output.json(&document(&repository, target.as_str(), &inventory, ready.as_ref(), problems.clone()))?;
+    } else {
+        app.output.data(&output::table(&table(&inventory)))?;
+        if let Some(ready) = &ready {
+            app.output.note(waiting(ready));
+        }
+    }
+    for problem in &problems {
+        app.output.warning(problem);
+    }
+    Ok(if problems.is_empty() { Exit::Done } else { Exit::Warnings })
+}
+
+fn problems(inventory: &Inventory, ready: Option<&ReadyFiles>, lag_max: Duration) -> Vec<String> {
+    let mut problems = Vec::new();
+    for cluster in &inventory.clusters {
+        let of = format!("of cluster {}", cluster.system_identifier);
+        for timeline in &cluster.timelines {
+            for (first, last) in timeline.gaps() {
+                problems.push(match first == last {
+                    true => format!("the segment {first} {of} is missing"),
+                    false => format!("the segments {first} to {last} {of} are missing"),
+                });
+            }
+            if timeline.lacks_history() {
+                problems.push(format!("the history {}.history {of} is missing", timeline.timeline.hex()));
+            }
+        }
+    }
+    if inventory.clusters.is_empty() {
+        problems.push("nothing is archived".to_owned());
+    }
+    if let Some((file, age)) = ready.and_then(|ready| ready.oldest).filter(|(_, age)| *age > lag_max) {
+        problems.push(format!("{file} has been waiting for {} s to be archived", age.as_secs()));
+    }
+    problems
+}
+
+fn waiting(ready: &ReadyFiles) -> String {
+    match ready.oldest {
+        Some((file, age)) => {
+            format!("{} files wait to be archived, the oldest, {file}, for {} s", ready.count, age.as_secs())
+        }
+        None => "no file waits to be archived".to_owned(),
+    }
+}
+
+fn table(inventory: &Inventory) -> Vec<Vec<String>> {
+    let header = ["CLUSTER", "TIMELINE", "FIRST", "LAST", "FROM", "TO", "SEGMENTS", "ARCHIVED"];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    for cluster in &inventory.clusters {
+        for timeline in &cluster.timelines {
+            let newest = timeline.ranges.len().saturating_sub(1);
+            for (i, range) in timeline.ranges.iter().enumerate() {
+                let archived = timeline.archived.filter(|_| i == newest).map(time).unwrap_or_default();
+                rows.push(vec![
+                    cluster.system_identifier.to_string(),
+                    timeline.timeline.to_string(),
+                    range.first.to_string(),
+                    range.last.to_string(),
+                    range.start.to_string(),
+                    range.end.to_string(),
+                    format!("{} ({})", range.segments, bytes(range.end.0 - range.start.0)),
+                    archived,
+                ]);
+            }
+        }
+    }
+    rows
+}
+
+fn document<'a>(
+    repository: &'a Repository,
+    target: &'a str,
+    inventory: &Inventory,
+    ready: Option<&ReadyFiles>,
+    problems: Vec<String>,
+) -> Document<'a> {
+    let clusters = inventory.clusters.iter().map(|cluster| ClusterDocument {
+        system_identifier: cluster.system_identifier.to_string(),
+        timelines: cluster.timelines.iter().map(timeline).collect(),
+    });
+    let ready = ready.map(|ready| ReadyDocument {
+        count: ready.count,
+        oldest: ready.oldest.map(|(file, _)| file.to_string()),
+        oldest_age_seconds: ready.oldest.map(|(_, age)| age.as_secs()),
+    });
+    let ok = problems.is_empty();
+    Document { repository: repository.name(), target, ok, problems, clusters: clusters.collect(), ready }
+}
+
+fn timeline(timeline: &TimelineInventory) -> TimelineDocument {
+    let ranges = timeline.ranges.iter().map(|range| RangeDocument {
+        first: range.first.to_string(),
+        last: range.last.to_string(),
+        segments: range.segments,
+        start_lsn: range.start.to_string(),
+        end_lsn: range.end.to_string(),
+    });
+    let gap = |(first, last): (backup_core::postgres::wal::SegmentName, _)| GapDocument {
+        first: first.to_string(),
+        last: format!("{last}"),
+    };
+    TimelineDocument {
+        timeline: timeline.timeline.get(),
+        segment_bytes: timeline.segment_size.map(backup_core::postgres::wal::SegmentSize::bytes),
+        segments: timeline.ranges.iter().map(|range| range.segments).sum(),
+        stored_bytes: timeline.stored_bytes,
+        start_lsn: timeline.ranges.first().map(|range| range.start.to_string()),
+        end_lsn: timeline.ranges.last().map(|range| range.end.to_string()),
+        archived: timeline.archived,
+        history: timeline.has_history,
+        ranges: ranges.collect(),
+        gaps: timeline.gaps().into_iter().map(gap).collect(),
+    }
+}

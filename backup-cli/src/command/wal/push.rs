@@ -1,0 +1,68 @@
+//! `backup wal push`.
+
+use std::time::Duration;
+
+use backup_core::compress::Compression;
+use backup_core::repository::Repository;
+use backup_core::wal_archive::{Archiver, ArchiverOptions, Epochs, Pushed};
+use backup_core::{Error, ErrorKind, Result, Stage};
+
+use crate::args::{CodecName, PushArgs};
+use crate::command::location;
+use crate::config::{Config, Origin};
+use crate::exit::Exit;
+use crate::{App, keys};
+
+use super::target;
+
+/// How long an upload may take to end, once it is too late for it to succeed.
+const END_DEADLINE: Duration = Duration::from_secs(3);
+
+pub(crate) async fn run(app: &App, args: &PushArgs) -> Result<Exit> {
+    let pushing = push(app, args);
+    tokio::pin!(pushing);
+    let pushed = match tokio::time::timeout(Duration::from_secs(args.timeout), &mut pushing).await {
+        Ok(pushed) => pushed?,
+        Err(_) => {
+            app.cancel.cancel();
+            // What it says now is only that it was cancelled.
+            let _ = tokio::time::timeout(END_DEADLINE, pushing).await;
+            let message = format!("{} was not archived within {} s", args.path.display(), args.timeout);
+            return Err(Error::new(ErrorKind::Unavailable, Stage::Upload, message)
+                .with_hint("PostgreSQL will ask again; --timeout sets another time"));
+        }
+    };
+    let how = match pushed {
+        Pushed::Stored => "archived",
+        Pushed::AlreadyThere => "was archived already",
+        _ => "had been archived ahead",
+    };
+    tracing::info!(path = %args.path.display(), "{how}");
+    Ok(Exit::Done)
+}
+
+async fn push(app: &App, args: &PushArgs) -> Result<Pushed> {
+    let target = target(&app.config)?;
+    let location = location(&app.config)?;
+    let epochs = Epochs::new(keys::recipients(&app.config).await?)?;
+    let mut options = ArchiverOptions::default();
+    options.system_identifier = args.system_identifier;
+    options.look_ahead = args.look_ahead;
+    options.compression = compression(&app.config, options.compression);
+    options.suite = app.config.encoding.suite();
+    options.cancel = app.cancel.child_token();
+    if let Some(workers) = &app.config.workers {
+        options.workers = workers.value;
+    }
+    let repository = Repository::open(&location).await?;
+    Archiver::new(repository, target, epochs, options)?.push(&args.path).await
+}
+
+/// WAL has a level of its own, unless one is set.
+fn compression(config: &Config, own: Compression) -> Compression {
+    let encoding = &config.encoding;
+    match encoding.codec.value {
+        CodecName::Zstd if encoding.level.origin == Origin::Default => own,
+        _ => encoding.compression(),
+    }
+}

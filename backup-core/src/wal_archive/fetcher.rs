@@ -1,0 +1,243 @@
+//! Bringing WAL back: what `restore_command` does.
+
+use std::fmt;
+use std::num::NonZero;
+use std::path::Path as FilePath;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::absent::{Absence, absence};
+use super::local_file::{check_segment, cluster_beside};
+use super::prefetched::{Prefetched, Temporary};
+use super::stored::StoredFile;
+use super::unseal::DataKeys;
+use super::{CHUNK_SIZE, Tools, only_cluster};
+use crate::clock::{Clock, SystemClock};
+use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::keys::Identity;
+use crate::postgres::wal::{SegmentName, SegmentSize, SystemIdentifier, WalFile};
+use crate::repository::Repository;
+use crate::repository::layout::{TargetName, WalPath};
+
+/// Segments are archived several at once, so the next one can be there a moment before this one.
+const HOLE_PATIENCE: Duration = Duration::from_secs(3);
+/// The pause before a file is asked for again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Fetches WAL files from a repository. Cheap to clone.
+#[derive(Clone)]
+pub struct Fetcher(pub(super) Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) repository: Repository,
+    pub(super) target: TargetName,
+    pub(super) keys: DataKeys,
+    pub(super) tools: Tools,
+    pub(super) options: FetcherOptions,
+}
+
+/// How a [`Fetcher`] works; all have defaults.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct FetcherOptions {
+    /// The cluster, where no data directory tells.
+    pub system_identifier: Option<SystemIdentifier>,
+    /// How long doubt about a history file is borne by asking again; 60 s unless set.
+    pub patience: Duration,
+    /// How many segments may wait before they are asked for; 0 unless set.
+    pub prefetch: usize,
+    /// Whether an absent file is asked for again anyway, as a standby does: then it is not looked for holes.
+    pub standby: bool,
+    /// Threads that decrypt and decompress.
+    pub workers: NonZero<usize>,
+    /// The clock that ages are judged by.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Default for FetcherOptions {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Self {
+            system_identifier: None,
+            patience: Duration::from_secs(60),
+            prefetch: 0,
+            standby: false,
+            workers: NonZero::new(cores.min(4)).unwrap_or(NonZero::<usize>::MIN),
+            clock: Arc::new(SystemClock),
+        }
+    }
+}
+
+/// What became of a file that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fetched {
+    /// It is in its place: complete, proved and durable.
+    Placed(Placed),
+    /// It is certainly not in the archive, and nothing of a later segment of its timeline is. PostgreSQL may take this for the end of the log.
+    Absent,
+}
+
+/// A file in its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Placed {
+    /// Whether it had been fetched ahead.
+    pub ahead: bool,
+    /// The cluster's segment size, if it is worth while to [`prefetch`](Fetcher::prefetch) now.
+    pub prefetch: Option<SegmentSize>,
+}
+
+enum Attempt {
+    Placed { ahead: bool },
+    Absent,
+    Hole(Error),
+}
+
+impl Fetcher {
+    /// Fetches files of `target` from `repository`, and opens them with any of `identities`.
+    ///
+    /// # Errors
+    /// `Internal` when no threads can be started.
+    pub fn new(
+        repository: Repository,
+        target: TargetName,
+        identities: Vec<Arc<dyn Identity>>,
+        options: FetcherOptions,
+    ) -> Result<Self> {
+        let tools = Tools::new(options.workers, CHUNK_SIZE)?;
+        Ok(Self(Arc::new(Inner { repository, target, keys: DataKeys::new(identities), tools, options })))
+    }
+
+    /// Puts `file` to the path `to`, in the place of what is there.
+    ///
+    /// # Errors
+    /// Whatever leaves a doubt: it must not be taken for the end of the archive. At `to` nothing was changed then. Cancel safe, in that sense.
+    pub async fn fetch(&self, file: WalFile, to: &FilePath) -> Result<Fetched> {
+        let begun = Instant::now();
+        loop {
+            let (failure, patience) = match self.attempt(file, to).await {
+                Ok(Attempt::Placed { ahead }) => {
+                    return Ok(Fetched::Placed(Placed { ahead, prefetch: self.prefetch_due(file, to).await }));
+                }
+                Ok(Attempt::Absent) => return Ok(Fetched::Absent),
+                Ok(Attempt::Hole(error)) => (error, HOLE_PATIENCE),
+                Err(error) if matches!(file, WalFile::History(_)) && may_pass(&error) => {
+                    (error, self.0.options.patience)
+                }
+                Err(error) => return Err(error),
+            };
+            if begun.elapsed() + PAUSE > patience {
+                return Err(failure);
+            }
+            tracing::info!(error = %failure, %file, "asking again");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn attempt(&self, file: WalFile, to: &FilePath) -> Result<Attempt> {
+        let archive = self.archive_for(to).await?;
+        if let WalFile::Segment(segment) = file
+            && self.take_prefetched(&archive, segment, to).await
+        {
+            return Ok(Attempt::Placed { ahead: true });
+        }
+        if let Some(found) = StoredFile::find(&self.0.repository, &archive, file).await? {
+            self.place(found, &archive, file, to).await?;
+            return Ok(Attempt::Placed { ahead: false });
+        }
+        if self.0.options.standby {
+            // It will ask again, so it need not be known whether this is the end.
+            self.0.repository.confirm().await?;
+            return Ok(Attempt::Absent);
+        }
+        match absence(&self.0.repository, &archive, file, to).await? {
+            Absence::Certain => Ok(Attempt::Absent),
+            Absence::Hole(error) => Ok(Attempt::Hole(error)),
+            Absence::Tail => self.place_tail(&archive, file).await,
+        }
+    }
+
+    /// The archive of the cluster that is being restored.
+    pub(super) async fn archive_for(&self, to: &FilePath) -> Result<WalPath> {
+        let Inner { repository, target, options, .. } = &*self.0;
+        if let Some(cluster) = options.system_identifier {
+            return Ok(target.wal_of(cluster));
+        }
+        let path = to.to_owned();
+        match blocking(move || cluster_beside(&path)).await?? {
+            Some(cluster) => Ok(target.wal_of(cluster)),
+            None => Ok(target.wal_of(only_cluster(repository, target).await?)),
+        }
+    }
+
+    /// Puts a segment into its place of which only the beginning is stored, padded with zeros, since nothing later is there.
+    ///
+    /// What `wal receive` writes is assembled here. This release writes no tails, so one that is there is a newer release's.
+    async fn place_tail(&self, archive: &WalPath, file: WalFile) -> Result<Attempt> {
+        let message =
+            format!("only the beginning of {} is stored, which this release cannot assemble", archive.file(file));
+        Err(Error::config(message).at(Stage::Fetch).with_hint("a newer release may read it"))
+    }
+
+    async fn take_prefetched(&self, archive: &WalPath, segment: SegmentName, to: &FilePath) -> bool {
+        let (prefetched, to) = (Prefetched::beside(to, &self.0.repository, archive), to.to_owned());
+        match blocking(move || prefetched.take(segment, &to)).await {
+            Ok(Ok(taken)) => taken,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, %segment, "what was fetched ahead cannot be used");
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    async fn place(&self, found: StoredFile, archive: &WalPath, file: WalFile, to: &FilePath) -> Result<()> {
+        let failed =
+            |e| Error::new(ErrorKind::Sink, Stage::Sink, format!("cannot write {}", to.display())).with_source(e);
+        let target = to.to_owned();
+        let temporary = blocking(move || Temporary::create(&target)).await?.map_err(failed)?;
+        self.write(found, archive, file, &temporary).await?;
+        let target = to.to_owned();
+        blocking(move || temporary.publish(&target)).await?.map_err(failed)
+    }
+
+    /// Writes a file and proves it; a segment must also be the segment that its name says, of this cluster.
+    pub(super) async fn write(
+        &self,
+        found: StoredFile,
+        archive: &WalPath,
+        file: WalFile,
+        to: &Temporary,
+    ) -> Result<()> {
+        let (object, len) = (found.path().clone(), found.plaintext.bytes);
+        found.write_to(&self.0.keys, &self.0.tools, &to.file).await?;
+        let (WalFile::Segment(segment) | WalFile::Partial(segment)) = file else { return Ok(()) };
+        let (written, shown) = (Arc::clone(&to.file), FilePath::new(object.as_ref()).to_owned());
+        let cluster = blocking(move || check_segment(&written, len, segment, &shown)).await?;
+        let wrong = || Error::integrity(format!("{object} holds another file (offset 0)")).at(Stage::Fetch);
+        match cluster {
+            Ok(cluster) if cluster == archive.system_identifier => Ok(()),
+            Ok(cluster) => Err(wrong().with_source(Error::integrity(format!("it is of the cluster {cluster}")))),
+            Err(error) => Err(wrong().with_source(error)),
+        }
+    }
+}
+
+pub(super) async fn blocking<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(job).await;
+    done.map_err(|e| Error::internal(Stage::Sink, "a task for files panicked").with_source(e))
+}
+
+/// Whether a failure may be over in a moment: not a wrong key, nor damage, nor a bug.
+fn may_pass(error: &Error) -> bool {
+    !matches!(error.kind(), ErrorKind::Key | ErrorKind::Integrity | ErrorKind::Internal | ErrorKind::Sink)
+}
+
+impl fmt::Debug for Fetcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fetcher")
+            .field("repository", &self.0.repository)
+            .field("target", &self.0.target)
+            .finish_non_exhaustive()
+    }
+}

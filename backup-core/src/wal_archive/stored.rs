@@ -1,0 +1,123 @@
+//! A WAL file in a repository: found by its name, whether it lies there or is only referred to.
+
+use object_store::path::Path;
+
+use super::reference::{REFERENCE_LEN_MAX, Reference};
+use super::unseal::DataKeys;
+use crate::encrypt::COMMITMENT_LEN;
+use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::format::{FormatError, Header, Plaintext, Preamble};
+use crate::pipeline::Counters;
+use crate::postgres::wal::WalFile;
+use crate::repository::Repository;
+use crate::repository::layout::WalPath;
+use crate::repository::verify;
+use crate::restore::volume::{Expected, OpenVolume, Stored};
+
+/// An object that says of itself that it is the file that was looked for.
+#[derive(Debug)]
+pub(super) struct StoredFile {
+    pub(super) plaintext: Plaintext,
+    stored: Stored,
+    preamble: Preamble,
+    commitment: [u8; COMMITMENT_LEN],
+}
+
+impl StoredFile {
+    /// Finds `file`; `None` when the store says that there is no object of its name.
+    ///
+    /// # Errors
+    /// `Integrity` when the object is damaged or is another, and those of
+    /// [`storage_error`](crate::repository::storage_error). Cancel safe.
+    pub(super) async fn find(repository: &Repository, archive: &WalPath, file: WalFile) -> Result<Option<Self>> {
+        let path = archive.file(file);
+        let Some((stored, head)) = Stored::find(repository, &path).await? else { return Ok(None) };
+        let (stored, head) = if Reference::is_one(&head) {
+            let reference = read_reference(&stored, &head, file)?;
+            follow(repository, archive, file, &reference).await?
+        } else {
+            (stored, head)
+        };
+        let (preamble, commitment) = stored.preamble_in(head).await?;
+        if preamble.header.name != archive.name(file) {
+            let name = format!("{:?}", preamble.header.name);
+            return Err(stored.damaged(0, FormatError::Name(name)));
+        }
+        let Some(plaintext) = preamble.header.plaintext else {
+            let reason = "a WAL file without 'plaintext'".to_owned();
+            return Err(stored.damaged(0, FormatError::Malformed { what: "header", reason }));
+        };
+        Ok(Some(Self { plaintext, stored, preamble, commitment }))
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.stored.path
+    }
+
+    /// Its size.
+    pub(super) fn bytes(&self) -> u64 {
+        self.stored.bytes
+    }
+
+    /// What its header says, which nothing proves before it was opened.
+    pub(super) fn header(&self) -> &Header {
+        &self.preamble.header
+    }
+
+    /// Whether its bytes are those that its footer has the digest of; says what is wrong otherwise. Needs no key. Cancel safe.
+    pub(super) async fn wrong(&self) -> Result<Option<String>> {
+        let entry = match self.stored.claimed().await {
+            Ok(entry) => entry,
+            Err(e) if e.kind() == ErrorKind::Integrity => return Ok(Some(e.in_one_line())),
+            Err(e) => return Err(e),
+        };
+        verify::check_volume(&self.stored.repository, &self.stored.path, &entry, &Counters::default()).await
+    }
+
+    /// Opens it: afterwards every chunk's place is known and authentic. Cancel safe.
+    pub(super) async fn open(self, keys: &DataKeys) -> Result<OpenVolume> {
+        let Self { stored, preamble, commitment, .. } = self;
+        let header = preamble.header.clone();
+        let data_key = match keys.of(&header).await {
+            Err(e) if e.kind() == ErrorKind::Integrity => {
+                return Err(Error::integrity(format!("{} is damaged at offset 0", stored.path)).with_source(e));
+            }
+            unwrapped => unwrapped?,
+        };
+        let expected = Expected {
+            name: header.name,
+            stream_id: &header.stream_id,
+            data_key_id: &header.data_key,
+            volume: 0,
+            last: true,
+            first: None,
+        };
+        stored.open_preamble((preamble, commitment), &expected, &data_key).await
+    }
+}
+
+fn read_reference(stored: &Stored, head: &[u8], file: WalFile) -> Result<Reference> {
+    if stored.bytes > REFERENCE_LEN_MAX as u64 {
+        let error = FormatError::OutOfBounds { what: "reference length", value: stored.bytes };
+        return Err(stored.damaged(0, error));
+    }
+    Reference::decode(head, &file.to_string()).map_err(|e| stored.damaged(0, e))
+}
+
+async fn follow(
+    repository: &Repository,
+    archive: &WalPath,
+    file: WalFile,
+    reference: &Reference,
+) -> Result<(Stored, bytes::Bytes)> {
+    let path = archive.timeline(file.timeline()).join(reference.object.as_str());
+    let wrong = |problem: String| Error::integrity(format!("{path} {problem} (offset 0)")).at(Stage::Fetch);
+    let Some((stored, head)) = Stored::find(repository, &path).await? else {
+        return Err(wrong(format!("is missing, and {file} refers to it")));
+    };
+    if stored.bytes != reference.bytes {
+        return Err(wrong(format!("has {} bytes and should have {}", stored.bytes, reference.bytes)));
+    }
+    Ok((stored, head))
+}

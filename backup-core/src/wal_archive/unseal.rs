@@ -1,0 +1,141 @@
+//! One volume, opened into one file.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use futures::{StreamExt, TryStreamExt, stream};
+use tokio::sync::Mutex;
+
+use super::digest::Cut;
+use super::stored::StoredFile;
+use super::{FILE_LEN_MAX, Tools};
+use crate::encrypt::DataKey;
+use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::format::Header;
+use crate::format::Place;
+use crate::keys::{Identity, unwrap_any};
+use crate::restore::volume::OpenVolume;
+
+/// More keys than are needed at once; then they are unwrapped again.
+const KEYS_KNOWN_MAX: usize = 64;
+/// Chunks that are read with one request.
+const SPAN_CHUNKS: usize = 8;
+/// Requests on their way at once.
+const READS: usize = 2;
+
+/// Unwraps data keys, each of them once: files that were archived together share one, and a passphrase takes its time.
+pub(super) struct DataKeys {
+    identities: Vec<Arc<dyn Identity>>,
+    known: Mutex<HashMap<String, DataKey>>,
+}
+
+impl DataKeys {
+    pub(super) fn new(identities: Vec<Arc<dyn Identity>>) -> Self {
+        Self { identities, known: Mutex::default() }
+    }
+
+    /// The data key of a volume with this header.
+    pub(super) async fn of(&self, header: &Header) -> Result<DataKey> {
+        let mut known = self.known.lock().await;
+        if let Some(key) = known.get(&header.data_key) {
+            return Ok(key.clone());
+        }
+        let key = unwrap_any(&header.data_key, &header.wraps, &self.identities).await?;
+        if known.len() >= KEYS_KNOWN_MAX {
+            known.clear();
+        }
+        known.insert(header.data_key.clone(), key.clone());
+        Ok(key)
+    }
+}
+
+impl StoredFile {
+    /// Writes the plaintext to `file`, which is empty, and proves it: every chunk, the end of the stream, length and digest.
+    ///
+    /// # Errors
+    /// `Integrity`, `Key`, `Sink` when the file cannot be written, and those of the store. The file then holds some of it, in any order.
+    /// Cancel safe, in that sense.
+    pub(super) async fn write_to(self, keys: &DataKeys, tools: &Tools, file: &Arc<File>) -> Result<()> {
+        let plaintext = self.plaintext;
+        let volume = Arc::new(self.open(keys).await?);
+        let damaged =
+            |problem: String| Error::integrity(format!("{} {problem} (offset 0)", volume.stored.path)).at(Stage::Fetch);
+        let len: u64 = volume.places.iter().map(|place| place.plain_len as u64).sum();
+        if len != plaintext.bytes || len > FILE_LEN_MAX {
+            return Err(damaged(format!("holds {len} bytes of its file and should hold {}", plaintext.bytes)));
+        }
+        let chunk_size = volume.header.chunk_size;
+        let tools = tools.with_chunks_of(chunk_size);
+        // Chunks whose size is no power of two are no subtrees: somebody else's writer may have made such.
+        let tree = chunk_size.is_power_of_two().then_some(Cut { len, chunk_size });
+        let mut spans = stream::iter(volume.places.chunks(SPAN_CHUNKS))
+            .map(|places| {
+                let (volume, buffers) = (Arc::clone(&volume), tools.buffers.clone());
+                async move {
+                    let records = volume.stored.records(places, &buffers).await?;
+                    Ok::<_, Error>((places, records))
+                }
+            })
+            .buffered(READS);
+        let mut digests = Vec::with_capacity(volume.places.len());
+        while let Some((places, records)) = spans.try_next().await? {
+            let jobs: Vec<_> = places
+                .iter()
+                .zip(records)
+                .map(|(place, record)| {
+                    let (volume, file, buffers, place) =
+                        (Arc::clone(&volume), Arc::clone(file), tools.buffers.clone(), *place);
+                    tools.pool.run(move |workspace| {
+                        let plain = volume.open_chunk(place, record, &buffers, workspace)?;
+                        file.write_all_at(plain.filled(), offset_of(&volume, place)).map_err(write_failed)?;
+                        Ok::<_, Error>(tree.map(|cut| cut.digest_of_chunk(place.counter, plain.filled())))
+                    })
+                })
+                .collect();
+            for job in jobs {
+                digests.extend(job.wait().await??);
+            }
+        }
+        let digest = match tree {
+            Some(_) => Cut::digest(&digests),
+            None => digest_of_file(file).await?,
+        };
+        if digest == plaintext.blake3 {
+            Ok(())
+        } else {
+            Err(damaged("holds other bytes than its header says".to_owned()))
+        }
+    }
+}
+
+fn offset_of(volume: &OpenVolume, place: Place) -> u64 {
+    place.counter * u64::from(volume.header.chunk_size)
+}
+
+async fn digest_of_file(file: &Arc<File>) -> Result<[u8; 32]> {
+    let file = Arc::clone(file);
+    let read = tokio::task::spawn_blocking(move || digest_of(&file)).await;
+    read.map_err(|e| Error::internal(Stage::Sink, "a reading task panicked").with_source(e))?
+        .map_err(|e| Error::new(ErrorKind::Sink, Stage::Sink, "cannot read what was written").with_source(e))
+}
+
+/// The BLAKE3 of a whole file. Blocks.
+pub(super) fn digest_of(file: &File) -> std::io::Result<[u8; 32]> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 256 << 10];
+    let mut at = 0;
+    loop {
+        let n = file.read_at(&mut buffer, at)?;
+        if n == 0 {
+            return Ok(*hasher.finalize().as_bytes());
+        }
+        hasher.update(&buffer[..n]);
+        at += n as u64;
+    }
+}
+
+fn write_failed(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Sink, Stage::Sink, "cannot write the file").with_source(error)
+}
