@@ -26,6 +26,7 @@ mod seal;
 mod stored;
 #[cfg(test)]
 mod tests;
+mod text;
 mod unseal;
 
 use std::num::NonZero;
@@ -43,6 +44,7 @@ pub use epoch::Epochs;
 pub use fetcher::{Fetched, Fetcher, FetcherOptions, Placed};
 pub use inventory::{ClusterInventory, Inventory, ReadyFiles, SegmentRange, TimelineInventory};
 pub use reference::Reference;
+pub(crate) use text::Histories;
 
 /// Bytes of plaintext in a chunk of a WAL file: half of what backups have, since a process that archives one segment should stay small.
 const CHUNK_SIZE: u32 = 512 * 1024;

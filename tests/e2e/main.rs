@@ -8,6 +8,7 @@ mod directory;
 mod keys;
 mod output;
 mod postgres;
+mod recovery;
 mod s3;
 mod secrecy;
 mod streams;

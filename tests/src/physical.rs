@@ -92,13 +92,18 @@ impl BaseBackup {
 
     /// Stores it as `target` in the host's repository; returns the id.
     pub fn store(&self, host: &Host, target: &str) -> String {
-        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        runtime.block_on(self.store_with(host, target)).expect("it can be stored").id
+        self.store_with_identity(&host.repository(), &host.identity_file(), target)
     }
 
-    async fn store_with(&self, host: &Host, target: &str) -> backup_core::Result<Manifest> {
-        let repository = Repository::open(&host.repository().to_string_lossy().parse()?).await?;
-        let identity = AgeIdentity::load(&host.identity_file())?;
+    /// The same in the repository of a directory, with the key of an identity file.
+    pub fn store_with_identity(&self, repository: &Path, identity: &Path, target: &str) -> String {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        runtime.block_on(self.store_in(repository, identity, target)).expect("it can be stored").id
+    }
+
+    async fn store_in(&self, repository: &Path, identity: &Path, target: &str) -> backup_core::Result<Manifest> {
+        let repository = Repository::open(&repository.to_string_lossy().parse()?).await?;
+        let identity = AgeIdentity::load(identity)?;
         let findings = Findings::default();
         findings.set_cluster(self.cluster.clone());
         let recipients = identity.recipients().into_iter().map(|r| Arc::new(r) as Arc<dyn Recipient>);

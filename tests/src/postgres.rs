@@ -117,6 +117,11 @@ impl Cluster {
         String::from_utf8(output.stdout).expect("text").trim_end().to_owned()
     }
 
+    /// Where the server's programs are.
+    pub fn programs(&self) -> &Path {
+        &self.programs
+    }
+
     /// The user and the group that run the server.
     pub fn owner(&self) -> (u32, u32) {
         use std::os::unix::fs::MetadataExt;

@@ -34,6 +34,9 @@ pub(super) const PG_TBLSPC: &str = "pg_tblspc";
 /// Whose permissions say whether a cluster is open to its group.
 const PG_VERSION: &str = "PG_VERSION";
 
+/// So much of a file is written before it begins to go to disk: the rest of the restore then overlaps with the disk's work.
+const WRITE_OUT_BYTES: u64 = 8 << 20;
+
 /// What the streams of one restore share.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -125,7 +128,7 @@ impl Unpacker {
         let directory = self.tree.enter(parents).map_err(failed)?;
         let file = File::from(create_file(&directory.fd, name).map_err(failed)?);
         let mut hasher = if is_wal { Algorithm::None } else { self.algorithm }.hasher();
-        let mut size = 0;
+        let (mut size, mut written) = (0, 0);
         loop {
             let n = entry.read(buffer).map_err(no_tar)?;
             if n == 0 {
@@ -134,6 +137,11 @@ impl Unpacker {
             hasher.update(&buffer[..n]);
             (&file).write_all(&buffer[..n]).map_err(|e| sink_error(format!("cannot write {}", path.display()), e))?;
             size += n as u64;
+            written += n as u64;
+            if written >= WRITE_OUT_BYTES {
+                start_writing(&file, size - written, written);
+                written = 0;
+            }
         }
         attributes.apply(&file.into()).map_err(failed)?;
         if version {
@@ -171,4 +179,13 @@ impl Unpacker {
         };
         [prefix.as_bytes(), path.as_os_str().as_bytes()].concat()
     }
+}
+
+/// Has the system begin to write a range of a file to disk. It only may: what matters is the flush at the end.
+fn start_writing(file: &File, offset: u64, len: u64) {
+    // Linux writes out what it is told will not be needed; what is being written then, it keeps in memory all the same.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::fs::fadvise(file, offset, std::num::NonZero::new(len), rustix::fs::Advice::DontNeed);
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, offset, len);
 }
