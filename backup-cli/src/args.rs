@@ -11,9 +11,11 @@ use bytesize::ByteSize;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 use serde::{Deserialize, Serialize};
 
+mod restore;
 mod save;
 mod wal;
 
+pub(crate) use restore::{ArchiveModeFlag, ClusterFlags, RestoreArgs, TargetActionFlag};
 pub(crate) use save::{CheckpointName, ChecksumName, EncodingFlags, RunArgs, SaveArgs, server_compression};
 pub(crate) use wal::{CheckArgs, FetchArgs, PushArgs, ReceiveArgs, TargetFlag, WalAction, WalArgs};
 
@@ -218,13 +220,7 @@ They are backed up one after the other; that one fails does not stop the others.
     Show(ShowArgs),
 
     /// Restore a backup to a directory, standard output or a database
-    #[command(after_help = "\
-Examples:
-  backup restore app --into 'host=db2 dbname=app'
-  backup restore app@2026-11-20 --to /srv/restored
-  set -o pipefail; backup restore app --to-stdout | psql app_copy
-
-What went to standard output before an error cannot be taken back: look at the exit code.")]
+    #[command(after_help = restore::EXAMPLES)]
     Restore(RestoreArgs),
 
     /// Check stored backups; with --deep, decrypt and decompress all of them
@@ -315,41 +311,6 @@ pub(crate) struct ShowArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct RestoreArgs {
-    /// Which backup: an id, a target, TARGET@DATE or 'latest'
-    #[arg(value_name = "REF")]
-    pub(crate) reference: String,
-
-    #[command(flatten)]
-    pub(crate) destination: DestinationFlags,
-
-    /// Restore this stream instead of the main one; 'backup show' lists them
-    #[arg(long, value_name = "NAME")]
-    pub(crate) stream: Option<String>,
-
-    /// Leave out ownership and privileges, when the destination lacks the roles
-    #[arg(long, conflicts_with_all = ["to", "to_stdout"])]
-    pub(crate) no_owner: bool,
-}
-
-/// Where to restore to.
-#[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
-pub(crate) struct DestinationFlags {
-    /// Directory to restore into; made if missing
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub(crate) to: Option<PathBuf>,
-
-    /// Write the stream to standard output
-    #[arg(long)]
-    pub(crate) to_stdout: bool,
-
-    /// Load a logical dump into this PostgreSQL database; made if missing
-    #[arg(long, value_name = "CONNINFO")]
-    pub(crate) into: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -4,10 +4,12 @@
 //! part. Objects are read in ranges, several at once and ahead of need; chunks are opened and decompressed on the compute pool; the sink
 //! gets them in order, and is finished only when the end of the stream was verified.
 
+pub mod cluster;
 pub mod directory;
 pub mod file;
 pub mod sink;
 mod stream;
+mod tree;
 pub(crate) mod volume;
 mod worker;
 pub mod writer;
@@ -18,6 +20,7 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use cluster::{ClusterHandle, ClusterRestore, ClusterRestored, Owner, TablespaceMapping, archives};
 pub use directory::DirectorySink;
 pub use file::FileSink;
 pub use sink::{MemorySink, NullSink, Sink};
@@ -111,6 +114,7 @@ impl OpenBackup {
             pool: None,
             counters,
             cancel,
+            share: None,
         };
         Ok(Restore(run))
     }
@@ -187,6 +191,13 @@ impl Restore {
     /// Cancels the restore when it is cancelled.
     pub fn cancel_on(mut self, token: &CancellationToken) -> Self {
         self.0.cancel = token.child_token();
+        self
+    }
+
+    /// Shares memory, threads and counters with other restores of the same backup.
+    fn sharing(mut self, share: &Arc<stream::Share>, counters: &Arc<Counters>) -> Self {
+        self.0.share = Some(Arc::clone(share));
+        self.0.counters = Arc::clone(counters);
         self
     }
 

@@ -28,6 +28,7 @@ mod stored;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod text;
 mod unseal;
 
 use std::num::NonZero;
@@ -46,6 +47,7 @@ pub use fetcher::{Fetched, Fetcher, FetcherOptions, Placed};
 pub use inventory::{ClusterInventory, Inventory, ReadyFiles, SegmentRange, TimelineInventory};
 pub use receiver::{EventCallback, Received, Receiver, ReceiverEvent, ReceiverOptions, Slot};
 pub use reference::Reference;
+pub(crate) use text::Histories;
 
 /// Bytes of plaintext in a chunk of a WAL file: half of what backups have, since a process that archives one segment should stay small.
 const CHUNK_SIZE: u32 = 512 * 1024;

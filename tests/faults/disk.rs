@@ -9,7 +9,7 @@ use backup_tests::host::{Host, Outcome, Run};
 use crate::BACKUP;
 
 /// Runs a script in which `small` is a file system of 8 MiB, the repository is there, and nobody else sees it.
-fn on_a_small_disk(host: &Host, script: &str) -> Run {
+pub(crate) fn on_a_small_disk(host: &Host, script: &str) -> Run {
     let flags = if rustix::process::geteuid().is_root() { "-m" } else { "-rm" };
     let mount = "mkdir small && mount -t tmpfs -o size=8m tmpfs small || \
                  { echo 'cannot mount: run as root, or allow unprivileged user namespaces' >&2; exit 99; }";
@@ -17,7 +17,7 @@ fn on_a_small_disk(host: &Host, script: &str) -> Run {
     host.command("unshare").args([flags, "sh", "-c", &script]).env("BACKUP", host.program())
 }
 
-fn mounted(outcome: Outcome) -> Outcome {
+pub(crate) fn mounted(outcome: Outcome) -> Outcome {
     assert_ne!(outcome.code(), Some(99), "{outcome}");
     outcome
 }

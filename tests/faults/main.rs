@@ -1,5 +1,6 @@
 //! What can go wrong, made to go wrong: damaged objects, kills, signals, full disks, stores that fail and stores that lie.
 
+mod base_backup;
 mod damage;
 mod disk;
 mod interrupted;

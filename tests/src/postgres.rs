@@ -138,6 +138,18 @@ impl Cluster {
         String::from_utf8(output.stdout).expect("text").trim_end().to_owned()
     }
 
+    /// Where the server's programs are.
+    pub fn programs(&self) -> &Path {
+        &self.programs
+    }
+
+    /// The user and the group that run the server.
+    pub fn owner(&self) -> (u32, u32) {
+        use std::os::unix::fs::MetadataExt;
+        let data = std::fs::metadata(self.directory.join("data")).expect("a data directory");
+        (data.uid(), data.gid())
+    }
+
     /// Makes an empty database.
     pub fn create(&self, database: &str) {
         self.sql("postgres", &format!("CREATE DATABASE \"{database}\""));

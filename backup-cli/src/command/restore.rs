@@ -21,6 +21,10 @@ use crate::{App, keys, stdio};
 use super::describe::data_streams;
 use super::{conninfo, limits, location, or_cancelled, stderr_lines, told};
 
+mod cluster;
+mod recovery;
+mod summary;
+
 /// A restore that can begin.
 struct Prepared {
     restore: Restore,
@@ -46,6 +50,9 @@ pub(crate) async fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
     // Before the repository is asked anything.
     let database = args.destination.into.as_deref().map(|text| conninfo("--into", text)).transpose()?;
     let begun = Instant::now();
+    if let Some(wanted) = or_cancelled(app, cluster::wanted(app, args)).await? {
+        return cluster::run(app, args, wanted, begun).await;
+    }
     let Prepared { restore, sink, manifest, bytes_total, place, warnings } =
         or_cancelled(app, prepare(app, args, database)).await?;
     let handle = restore.into_boxed(sink);

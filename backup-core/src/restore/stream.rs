@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -42,14 +42,61 @@ pub(super) struct StreamRestore {
     pub(super) pool: Option<ComputePool>,
     pub(super) counters: Arc<Counters>,
     pub(super) cancel: CancellationToken,
+    /// With whom it shares memory and threads.
+    pub(super) share: Option<Arc<Share>>,
+}
+
+/// Memory and threads for several streams that are restored at once.
+///
+/// Slots are taken for a whole span at a time, and whoever has them goes on without more: so nobody waits in a circle.
+#[derive(Debug)]
+pub(super) struct Share {
+    limits: Limits,
+    pool: Option<ComputePool>,
+    /// Made for the first stream's size of chunks, with that size.
+    machine: Mutex<Option<(u32, Machine)>>,
+}
+
+impl Share {
+    pub(super) fn new(limits: Limits, pool: Option<ComputePool>) -> Self {
+        Self { limits, pool, machine: Mutex::default() }
+    }
+
+    fn machine(&self, chunk_size: u32) -> Result<Machine> {
+        let mut machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*machine {
+            Some((size, machine)) if *size == chunk_size => Ok(machine.clone()),
+            // Backups are cut in one way; should one not be, its other streams do not share.
+            Some(_) => Machine::new(&self.limits, self.pool.clone(), chunk_size),
+            None => {
+                let made = Machine::new(&self.limits, self.pool.clone(), chunk_size)?;
+                *machine = Some((chunk_size, made.clone()));
+                Ok(made)
+            }
+        }
+    }
 }
 
 /// What the stages that follow the first volume's header share.
+#[derive(Debug, Clone)]
 struct Machine {
     plan: RestorePlan,
     pool: ComputePool,
     buffers: BufferPool,
     slots: Arc<Semaphore>,
+}
+
+impl Machine {
+    fn new(limits: &Limits, pool: Option<ComputePool>, chunk_size: u32) -> Result<Self> {
+        let plan = limits.for_restore(chunk_size)?;
+        let workers = std::num::NonZero::new(plan.workers).unwrap_or(std::num::NonZero::<usize>::MIN);
+        Ok(Self {
+            plan,
+            pool: pool.map_or_else(|| ComputePool::new(workers), Ok)?,
+            buffers: BufferPool::new(chunk_size as usize),
+            slots: Arc::new(Semaphore::new(plan.chunk_slots)),
+        })
+    }
 }
 
 /// Records that are being read, and what is to be done with each.
@@ -105,16 +152,12 @@ impl StreamRestore {
         // The first volume says how the stream was cut.
         let first = self.open_volume(0, None).await?;
         self.check_volumes(&first.header)?;
-        let plan = self.limits.for_restore(first.header.chunk_size)?;
-        let workers = std::num::NonZero::new(plan.workers).unwrap_or(std::num::NonZero::<usize>::MIN);
-        let machine = Machine {
-            plan,
-            pool: self.pool.clone().map_or_else(|| ComputePool::new(workers), Ok)?,
-            buffers: BufferPool::new(first.header.chunk_size as usize),
-            slots: Arc::new(Semaphore::new(plan.chunk_slots)),
+        let machine = match &self.share {
+            Some(share) => share.machine(first.header.chunk_size)?,
+            None => Machine::new(&self.limits, self.pool.clone(), first.header.chunk_size)?,
         };
-        let (spans_in, spans_out) = mpsc::channel(plan.chunk_slots);
-        let (plain_in, plain_out) = mpsc::channel(plan.chunk_slots);
+        let (spans_in, spans_out) = mpsc::channel(machine.plan.chunk_slots);
+        let (plain_in, plain_out) = mpsc::channel(machine.plan.chunk_slots);
         let ((), (), delivered) = tokio::try_join!(
             self.fetch(&machine, first, spans_in),
             self.open(&machine, spans_out, plain_in),
@@ -212,11 +255,10 @@ impl StreamRestore {
         });
         let len = volume.places[from..].partition_point(|place| !wanted(place).is_empty());
         for places in volume.places[from..from + len].chunks(machine.plan.span_chunks) {
-            let mut permits = VecDeque::with_capacity(places.len());
-            for _ in places {
-                let permit = self.counters.at_end(Arc::clone(&machine.slots).acquire_owned()).await;
-                permits.push_back(permit.map_err(|_| Error::internal(Stage::Fetch, "the slots were closed"))?);
-            }
+            let count = u32::try_from(places.len()).unwrap_or(u32::MAX);
+            let permit = self.counters.at_end(Arc::clone(&machine.slots).acquire_many_owned(count)).await;
+            let mut permit = permit.map_err(|_| Error::internal(Stage::Fetch, "the slots were closed"))?;
+            let permits = std::iter::from_fn(|| permit.split(1)).collect();
             let (stored, buffers, of) = (volume.stored.clone(), machine.buffers.clone(), places.to_vec());
             let records = tokio::spawn(async move { stored.records(&of, &buffers).await });
             let span = Span {

@@ -124,6 +124,10 @@ impl Read for Incoming {
         }
         let n = room.len().min(self.current.len());
         self.current.copy_to_slice(&mut room[..n]);
+        if self.current.is_empty() {
+            // Even empty it would hold its chunk's memory, which others may wait for.
+            self.current = Bytes::new();
+        }
         Ok(n)
     }
 }

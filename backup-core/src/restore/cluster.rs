@@ -1,0 +1,284 @@
+//! A base backup restored: the data directory and the tablespaces of a PostgreSQL cluster, checked, and ready to start.
+//!
+//! ```text
+//! backup_manifest ─▶ what there should be ──────┐
+//! base, tablespace-…, pg_wal ─▶ unpack, check ──┴─▶ equal? ─▶ settings, links ─▶ disk ─▶ pg_control
+//! ```
+//!
+//! All streams are restored at once, within the memory of one. The directories are marked as incomplete until the end, and the control
+//! file, without which no server starts, gets its name as the last of all.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::OpenBackup;
+use super::stream::Share;
+use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::format::ClusterEntry;
+use crate::pipeline::{ComputePool, Counters, Limits, Progress, Warnings};
+use crate::postgres::recovery::Recovery;
+
+mod archives;
+mod check;
+mod complete;
+mod decode;
+mod destination;
+mod extract;
+mod layout;
+mod manifest;
+mod owner;
+mod place;
+mod streams;
+mod wal;
+
+pub use archives::archives;
+pub use destination::TablespaceMapping;
+pub use owner::Owner;
+
+use destination::Destination;
+use extract::Shared;
+use layout::Layout;
+use owner::Ownership;
+
+impl OpenBackup {
+    /// The restore of a whole cluster below `directory`, for backups of kind [`BaseBackup`](crate::format::Kind::BaseBackup).
+    pub fn restore_cluster(&self, directory: impl Into<PathBuf>) -> ClusterRestore {
+        ClusterRestore {
+            backup: self.clone(),
+            directory: directory.into(),
+            mappings: Vec::new(),
+            owner: None,
+            recovery: Recovery::default(),
+            limits: Limits::for_parts_of(self.0.repository.part_bytes()),
+            pool: None,
+            warnings: Warnings::default(),
+            counters: Arc::default(),
+            cancel: CancellationToken::new(),
+        }
+    }
+}
+
+/// The restore of a cluster: say how, then [`start`](Self::start).
+#[derive(Debug)]
+#[must_use]
+pub struct ClusterRestore {
+    backup: OpenBackup,
+    directory: PathBuf,
+    mappings: Vec<TablespaceMapping>,
+    owner: Option<Owner>,
+    recovery: Recovery,
+    limits: Limits,
+    pool: Option<ComputePool>,
+    warnings: Warnings,
+    counters: Arc<Counters>,
+    cancel: CancellationToken,
+}
+
+/// What was restored, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClusterRestored {
+    /// Of which cluster, from where to where in its log.
+    pub cluster: ClusterEntry,
+    /// The data directory, absolute.
+    pub directory: PathBuf,
+    /// The tablespaces that have directories of their own: OID and absolute path.
+    pub tablespaces: Vec<(u32, PathBuf)>,
+    /// How many files were checked against PostgreSQL's manifest.
+    pub files: u64,
+    /// Bytes of all tar streams.
+    pub bytes: u64,
+    /// Whom the files were given to; `None` when they belong to this process's user.
+    pub owner: Option<Owner>,
+}
+
+impl ClusterRestore {
+    /// Puts tablespaces elsewhere than where they were.
+    pub fn tablespace_mappings(mut self, mappings: impl IntoIterator<Item = TablespaceMapping>) -> Self {
+        self.mappings.extend(mappings);
+        self
+    }
+
+    /// Gives the files to this user, which only root can. Unless set, root gives them to whoever owns the existing directory, if that is
+    /// not root, and else to the numeric owner that they had; others own what they restore.
+    pub fn owner(mut self, owner: Owner) -> Self {
+        self.owner = Some(owner);
+        self
+    }
+
+    /// How the cluster is to recover; unless set, from the log in the backup to the backup's end.
+    pub fn recovery(mut self, recovery: Recovery) -> Self {
+        self.recovery = recovery;
+        self
+    }
+
+    /// Memory and threads; of the sizes only those of the backup itself count.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Threads to compute on, shared with others; a pool of its own unless set.
+    pub fn compute_pool(mut self, pool: ComputePool) -> Self {
+        self.pool = Some(pool);
+        self
+    }
+
+    /// Receives what is told of single entries that are left out.
+    pub fn warnings(mut self, warnings: Warnings) -> Self {
+        self.warnings = warnings;
+        self
+    }
+
+    /// Cancels the restore when it is cancelled.
+    pub fn cancel_on(mut self, token: &CancellationToken) -> Self {
+        self.cancel = token.child_token();
+        self
+    }
+
+    /// Bytes of all tar streams that there are to restore.
+    pub fn bytes(&self) -> u64 {
+        layout::bytes_of(self.backup.manifest())
+    }
+
+    /// Starts restoring on the current tokio runtime.
+    ///
+    /// # Errors
+    /// `Config` when the settings of the recovery contradict each other.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start(self) -> Result<ClusterHandle> {
+        self.recovery.settings()?;
+        let (counters, cancel) = (Arc::clone(&self.counters), self.cancel.clone());
+        Ok(ClusterHandle { counters, cancel, task: tokio::spawn(self.run()) })
+    }
+
+    async fn run(self) -> Result<ClusterRestored> {
+        let details = self.unless_cancelled(self.backup.details()).await?;
+        let layout = Layout::of(self.backup.manifest(), &details)?;
+        let directory = std::path::absolute(&self.directory)
+            .map_err(|e| Error::config(format!("{} is no path", self.directory.display())).with_source(e))?;
+        let ownership = Ownership::new(self.owner, &directory)?;
+        let (mappings, tablespaces) = (self.mappings.clone(), layout.tablespaces.clone());
+        let destination = blocking(move || Destination::take(&directory, &tablespaces, &mappings)).await?;
+        let destination = Arc::new(destination);
+        match self.fill(&layout, ownership, &destination).await {
+            Ok(restored) => Ok(restored),
+            Err(error) => Err(match blocking(move || destination.give_up()).await {
+                Ok(()) => error,
+                Err(cleanup) => error.with_cleanup(cleanup),
+            }),
+        }
+    }
+
+    /// Everything between an empty directory and a cluster. On failure nobody writes there any more.
+    async fn fill(
+        &self,
+        layout: &Layout,
+        ownership: Ownership,
+        destination: &Arc<Destination>,
+    ) -> Result<ClusterRestored> {
+        let share = Arc::new(Share::new(self.limits, self.pool.clone()));
+        let (checker, summary) = manifest::read(self, &share, destination).await?;
+        manifest::check_ranges(&summary, &layout.cluster)?;
+        let shared = Arc::new(Shared::new(checker, ownership, self.warnings.clone(), destination.linked()));
+        streams::restore(self, &share, layout, destination, &shared).await?;
+        if !shared.checker.is_complete() {
+            return Err(manifest::explain_incomplete(self, destination).await);
+        }
+        if layout.cluster.wal_included {
+            shared.segments.check(&summary.wal_ranges, layout.cluster.wal_segment_bytes)?;
+        }
+        if self.cancel.is_cancelled() {
+            return Err(Error::cancelled(Stage::Sink));
+        }
+        let (place, shared_too, recovery) = (Arc::clone(destination), Arc::clone(&shared), self.recovery.clone());
+        blocking(move || complete::complete(&place, &shared_too, &recovery)).await?;
+        Ok(ClusterRestored {
+            cluster: layout.cluster.clone(),
+            directory: destination.data().to_owned(),
+            tablespaces: destination.tablespaces(),
+            files: summary.files,
+            bytes: self.bytes(),
+            owner: shared.ownership.own(),
+        })
+    }
+
+    async fn unless_cancelled<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(Error::cancelled(Stage::Fetch)),
+            done = work => done,
+        }
+    }
+}
+
+/// A restore of a cluster that is running. Dropping the handle cancels it; its task then removes what was restored, as far as the runtime
+/// lives on for it to do so.
+#[derive(Debug)]
+pub struct ClusterHandle {
+    counters: Arc<Counters>,
+    cancel: CancellationToken,
+    task: JoinHandle<Result<ClusterRestored>>,
+}
+
+impl ClusterHandle {
+    /// How far it has come: plaintext of all streams.
+    pub fn progress(&self) -> Progress {
+        self.counters.snapshot()
+    }
+
+    /// The counters, to be read while [`wait`](Self::wait) has the handle.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Asks the restore to stop; [`wait`](Self::wait) then tells when everything was removed again. Once all is restored and goes to disk,
+    /// it is completed instead.
+    pub fn cancel(&self) {
+        self.cancel.cancel();
+    }
+
+    /// Waits for the end. The cluster is whole, checked and on disk if and only if this is `Ok`; else nothing of it is left, or a failed
+    /// [clean-up](Error::cleanup) says what is.
+    ///
+    /// Errors: `Config` for directories that are not empty, `Integrity` when the backup is damaged, or is not what PostgreSQL's manifest
+    /// says, `Sink` when the files cannot be written.
+    ///
+    /// Not cancel safe: dropping the future drops the handle, which cancels the restore.
+    pub async fn wait(mut self) -> Result<ClusterRestored> {
+        (&mut self.task)
+            .await
+            .unwrap_or_else(|e| Err(Error::internal(Stage::Sink, "the restore's task panicked").with_source(e)))
+    }
+}
+
+impl Drop for ClusterHandle {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+/// Runs what blocks on a thread that may.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|e| Err(Error::internal(Stage::Sink, "a blocking task panicked").with_source(e)))
+}
+
+/// Whether an error only says that somebody else's was first.
+fn is_echo(error: &Error) -> bool {
+    error.kind() == ErrorKind::Cancelled
+}
+
+/// A path of the backup, for people.
+fn shown(path: &[u8]) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    Path::new(std::ffi::OsStr::from_bytes(path)).display().to_string()
+}
+
+#[cfg(test)]
+mod tests;

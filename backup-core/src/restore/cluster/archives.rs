@@ -1,0 +1,67 @@
+//! What there is of a target's log in a repository, for the choice of a backup.
+
+use std::sync::Arc;
+
+use futures::TryStreamExt;
+use jiff::Timestamp;
+
+use crate::error::Result;
+use crate::format::ClusterEntry;
+use crate::keys::Identity;
+use crate::postgres::choose::{Archives, Inventory};
+use crate::postgres::wal::WalFile;
+use crate::repository::Repository;
+use crate::repository::layout::{TargetName, WalPath};
+use crate::wal_archive::Histories;
+
+/// Lists the archives of `clusters`, and reads the histories of their timelines. Cancel safe.
+///
+/// # Errors
+/// Those of the store; `Key` and `Integrity` when a history cannot be read: without it a timeline could be mistaken for another.
+pub async fn archives(
+    repository: &Repository,
+    target: &TargetName,
+    identities: &[Arc<dyn Identity>],
+    clusters: impl Iterator<Item = &ClusterEntry>,
+) -> Result<Archives> {
+    let mut archives = Archives::new();
+    let histories = Histories::new(identities)?;
+    for cluster in clusters {
+        if archives.contains_key(&cluster.system_identifier) {
+            continue;
+        }
+        let archive = target.wal_of(cluster.system_identifier);
+        let inventory = inventory(repository, &archive, cluster, &histories).await?;
+        archives.insert(cluster.system_identifier, inventory);
+    }
+    Ok(archives)
+}
+
+async fn inventory(
+    repository: &Repository,
+    archive: &WalPath,
+    cluster: &ClusterEntry,
+    histories: &Histories,
+) -> Result<Inventory> {
+    let mut inventory = Inventory::default();
+    let mut timelines = Vec::new();
+    let prefix = archive.prefix();
+    let mut objects = repository.store().list(Some(&prefix));
+    while let Some(object) = objects.try_next().await.map_err(|e| repository.error(e, "list", &prefix))? {
+        match object.location.filename().and_then(WalPath::parse_file) {
+            Some(WalFile::Segment(name)) => {
+                let nanoseconds = object.last_modified.timestamp_nanos_opt().unwrap_or_default();
+                let archived = Timestamp::from_nanosecond(nanoseconds.into()).unwrap_or_default();
+                inventory.add_segment(name, cluster.wal_segment_bytes, archived);
+            }
+            Some(WalFile::History(timeline)) => timelines.push(timeline),
+            _ => {}
+        }
+    }
+    for timeline in timelines {
+        if let Some(history) = histories.read(repository, archive, timeline).await? {
+            inventory.add_history(history);
+        }
+    }
+    Ok(inventory)
+}

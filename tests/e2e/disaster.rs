@@ -1,0 +1,108 @@
+//! The primary is lost, data directory and all: what was received comes back, and nothing of it is missing.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use backup_tests::host::Host;
+use backup_tests::physical::PublicDir;
+use backup_tests::postgres::{NewServer, Server};
+use rustix::process::Signal;
+
+use crate::BACKUP;
+
+/// How often what is new becomes durable.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// A host whose program, repository and key the server's user can reach.
+fn host(public: &PublicDir) -> Host {
+    let program = public.path("backup");
+    std::fs::copy(BACKUP, &program).unwrap();
+    let mut host = Host::new(&program.display().to_string());
+    host.set("BACKUP_REPO", public.path("repository"));
+    host.set("BACKUP_TARGET", "db");
+    host.backup(["init"]).run().succeeded();
+    std::fs::rename(host.identity_file(), public.path("identity.txt")).unwrap();
+    host.set("BACKUP_IDENTITY_FILE", public.path("identity.txt"));
+    host
+}
+
+/// Gives files to the user who runs servers: the owner of `like`.
+fn give(path: &Path, like: &Path) {
+    let owner = std::fs::metadata(like).unwrap();
+    use std::os::unix::fs::MetadataExt;
+    let owner = format!("{}:{}", owner.uid(), owner.gid());
+    assert!(Command::new("chown").arg("-R").arg(owner).arg(path).status().unwrap().success());
+}
+
+async fn one(server: &Server, sql: &str) -> String {
+    server.sql(sql).await[0][0].clone().unwrap_or_default()
+}
+
+/// Waits until a server that recovers takes writes.
+async fn opened(server: &Server) {
+    let begun = Instant::now();
+    while one(server, "SELECT pg_is_in_recovery()").await != "f" {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it does not open: {}", server.log());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_lost_primary_costs_no_more_than_the_flush_interval() {
+    for major in [13, 15, 18] {
+        let public = PublicDir::new();
+        let host = host(&public);
+        let server = NewServer::of_major(major)
+            .initdb("--wal-segsize=1")
+            .initdb("--data-checksums")
+            .setting("synchronous_commit", "on")
+            .start();
+        let conninfo = format!("host={} port={} user=postgres", server.directory().display(), server.port());
+        server.sql("CREATE TABLE t (n int PRIMARY KEY, hash text); CREATE UNLOGGED TABLE u AS SELECT 1 AS n").await;
+        let interval = FLUSH.as_secs().to_string();
+        let receive = ["wal", "receive", &conninfo, "--slot", "backup", "--create-slot", "--flush-interval", &interval];
+        let receiving = host.backup(receive).start();
+        let insert = |n: u32| format!("INSERT INTO t SELECT {n}, repeat(md5('{n}'), 100)");
+        server.sql(&insert(0)).await;
+        let saving = host.backup(["save", "db", "--base-backup", &conninfo]).start();
+        let mut committed = Vec::new();
+        let mut saving = Some(saving);
+        let mut until = Instant::now() + Duration::from_secs(120);
+        for n in 1.. {
+            server.sql(&insert(n)).await;
+            committed.push(Instant::now());
+            // Some seconds of writing after the backup, which was made meanwhile.
+            if saving.as_mut().is_some_and(|saving| !saving.is_running()) {
+                saving.take().unwrap().wait().id();
+                until = Instant::now() + 4 * FLUSH;
+            }
+            if Instant::now() > until {
+                break;
+            }
+        }
+        let killed = Instant::now();
+        server.kill();
+        std::fs::remove_dir_all(server.data()).unwrap();
+        receiving.signal(Signal::TERM);
+        receiving.wait().succeeded();
+
+        for path in ["repository", "identity.txt"] {
+            give(&public.path(path), &server.directory().join("log"));
+        }
+        let mut restore = host.backup(["restore", "db", "--to"]).args([server.data()]);
+        if rustix::process::geteuid().is_root() {
+            restore = restore.args(["--owner", "postgres"]);
+        }
+        restore.run().succeeded();
+        server.start();
+        opened(&server).await;
+        let rows: usize = one(&server, "SELECT count(*) FROM t").await.parse().unwrap();
+        assert_eq!(one(&server, "SELECT max(n) + 1 FROM t").await, rows.to_string(), "{major}: a hole");
+        assert_eq!(one(&server, "SELECT count(*) FROM u").await, "0", "{major}: unlogged tables are empty");
+        assert_eq!(one(&server, "SELECT bool_and(hash = repeat(md5(n::text), 100)) FROM t").await, "t");
+        // The flush and its upload: a slow machine may take as long again.
+        let due = committed.iter().filter(|at| **at + 3 * FLUSH < killed).count();
+        assert!(due > 0 && rows > due, "{major}: {rows} rows of {}, and {due} were due", committed.len());
+    }
+}
