@@ -4,6 +4,7 @@
 
 use zstd::bulk;
 use zstd::zstd_safe;
+use zstd::zstd_safe::CParameter;
 
 pub use crate::format::Codec;
 
@@ -59,6 +60,10 @@ impl Default for Compression {
 #[error("not a frame of the expected length")]
 pub struct BadFrame;
 
+/// Smaller tables of level 3 (2^16 and 2^14 entries, not 2^17 and 2^16) for frames of 1 MiB: they stay in a core's cache. See
+/// `docs/decisions/0006-small-tables.md`.
+const LEVEL_DEFAULT_TABLES: [CParameter; 2] = [CParameter::HashLog(16), CParameter::ChainLog(14)];
+
 /// Makes frames; one for each worker, used again and again.
 pub struct Compressor {
     context: bulk::Compressor<'static>,
@@ -75,7 +80,13 @@ impl Compressor {
     /// A compressor for `level`.
     pub fn new(level: i32) -> Self {
         let level = level.clamp(LEVEL_MIN, LEVEL_MAX);
-        Self { context: bulk::Compressor::new(level).expect("levels within the bounds are accepted"), level }
+        let mut context = bulk::Compressor::new(level).expect("levels within the bounds are accepted");
+        if level == LEVEL_DEFAULT {
+            for table in LEVEL_DEFAULT_TABLES {
+                context.set_parameter(table).expect("table sizes within the bounds are accepted");
+            }
+        }
+        Self { context, level }
     }
 
     /// The level it compresses at.
