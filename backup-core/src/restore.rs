@@ -20,7 +20,7 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub use cluster::{ClusterHandle, ClusterRestore, ClusterRestored, Owner, TablespaceMapping, archives};
+pub use cluster::{ClusterRestore, ClusterRestored, Owner, TablespaceMapping, archives};
 pub use directory::DirectorySink;
 pub use file::FileSink;
 pub use sink::{MemorySink, NullSink, Sink};
@@ -225,15 +225,16 @@ impl std::fmt::Debug for Restore {
     }
 }
 
-/// A restore that is running. Dropping the handle cancels it; its task then aborts the sink, as far as the runtime lives on for it to do so.
+/// A restore that is running: of one stream, which tells how many bytes the sink was given, or of a cluster. Dropping the handle cancels it; its
+/// task then aborts the sink, or removes what was restored, as far as the runtime lives on for it to do so.
 #[derive(Debug)]
-pub struct RestoreHandle {
+pub struct RestoreHandle<T = u64> {
     counters: Arc<Counters>,
     cancel: CancellationToken,
-    task: JoinHandle<Result<u64>>,
+    task: JoinHandle<Result<T>>,
 }
 
-impl RestoreHandle {
+impl<T> RestoreHandle<T> {
     /// How far it has come.
     pub fn progress(&self) -> Progress {
         self.counters.snapshot()
@@ -244,22 +245,22 @@ impl RestoreHandle {
         Arc::clone(&self.counters)
     }
 
-    /// Asks the restore to stop; [`wait`](Self::wait) then tells when the sink was aborted.
+    /// Asks the restore to stop; [`wait`](Self::wait) then tells when the sink was aborted, or what was restored removed.
     pub fn cancel(&self) {
         self.cancel.cancel();
     }
 
-    /// Waits for the end; returns how many bytes the sink was given. It was finished if and only if this is `Ok`.
+    /// Waits for the end. The sink was finished, or the cluster is whole, if and only if this is `Ok`.
     ///
     /// Not cancel safe: dropping the future drops the handle, which cancels the restore.
-    pub async fn wait(mut self) -> Result<u64> {
+    pub async fn wait(mut self) -> Result<T> {
         (&mut self.task)
             .await
             .unwrap_or_else(|e| Err(Error::internal(Stage::Sink, "the restore's task panicked").with_source(e)))
     }
 }
 
-impl Drop for RestoreHandle {
+impl<T> Drop for RestoreHandle<T> {
     fn drop(&mut self) {
         self.cancel.cancel();
     }

@@ -75,12 +75,13 @@ async fn a_lost_primary_costs_no_more_than_the_flush_interval() {
             // Some seconds of writing after the backup, which was made meanwhile.
             if saving.as_mut().is_some_and(|saving| !saving.is_running()) {
                 saving.take().unwrap().wait().id();
-                until = Instant::now() + 4 * FLUSH;
+                until = Instant::now() + 8 * FLUSH;
             }
             if Instant::now() > until {
                 break;
             }
         }
+        let durable = one(&server, "SELECT max(flush_lsn) FROM pg_stat_replication").await;
         let killed = Instant::now();
         server.kill();
         std::fs::remove_dir_all(server.data()).unwrap();
@@ -90,19 +91,20 @@ async fn a_lost_primary_costs_no_more_than_the_flush_interval() {
         for path in ["repository", "identity.txt"] {
             give(&public.path(path), &server.directory().join("log"));
         }
-        let mut restore = host.backup(["restore", "db", "--to"]).args([server.data()]);
-        if rustix::process::geteuid().is_root() {
-            restore = restore.args(["--owner", "postgres"]);
-        }
-        restore.run().succeeded();
+        let owner: &[&str] = if rustix::process::geteuid().is_root() { &["--owner", "postgres"] } else { &[] };
+        let restore = |to: &Path, lsn: &[&str]| host.backup(["restore", "db", "--to"]).args([to]).args(lsn).args(owner);
+        // The server was told that this is safe, so it can be asked for, though its segment was never full; what comes later cannot.
+        restore(&public.path("to-lsn"), &["--target-lsn", &durable]).run().succeeded();
+        restore(&public.path("beyond"), &["--target-lsn", "F/0"]).run().failed(10).saying("F/0");
+        restore(&server.data(), &[]).run().succeeded();
         server.start();
         opened(&server).await;
         let rows: usize = one(&server, "SELECT count(*) FROM t").await.parse().unwrap();
         assert_eq!(one(&server, "SELECT max(n) + 1 FROM t").await, rows.to_string(), "{major}: a hole");
         assert_eq!(one(&server, "SELECT count(*) FROM u").await, "0", "{major}: unlogged tables are empty");
         assert_eq!(one(&server, "SELECT bool_and(hash = repeat(md5(n::text), 100)) FROM t").await, "t");
-        // The flush and its upload: a slow machine may take as long again.
-        let due = committed.iter().filter(|at| **at + 3 * FLUSH < killed).count();
+        // The flush and its upload; a machine that is busy with other tests may take several times as long.
+        let due = committed.iter().filter(|at| **at + 6 * FLUSH < killed).count();
         assert!(due > 0 && rows > due, "{major}: {rows} rows of {}, and {due} were due", committed.len());
     }
 }

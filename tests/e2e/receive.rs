@@ -37,6 +37,15 @@ async fn write(server: &Server) {
     server.sql("INSERT INTO t SELECT n, md5(random()::text) FROM generate_series(1, 20000) n").await;
 }
 
+/// Waits until somebody receives: what is written from then on is received, whatever came before.
+async fn received_from(server: &Server) {
+    let begun = Instant::now();
+    while server.sql("SELECT count(*) FROM pg_stat_replication").await[0][0].as_deref() == Some("0") {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nobody receives");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// Waits until the server was told that its log is durable up to `lsn`.
 async fn durable(server: &Server, lsn: &str) {
     let question = format!("SELECT coalesce(bool_or(flush_lsn >= '{lsn}'), false) FROM pg_stat_replication");
@@ -83,6 +92,7 @@ async fn what_the_server_was_told_to_be_flushed_comes_back() {
     for major in [13, 15, 18] {
         let (server, host) = world(major);
         let running = receive(&host, &server, &["--slot", "backup", "--create-slot"]);
+        received_from(&server).await;
         write(&server).await;
         server.sql("INSERT INTO t VALUES (0, 'the last one')").await;
         let lsn = position(&server).await;
@@ -112,6 +122,7 @@ async fn killed_and_begun_again_under_load_it_leaves_no_gap() {
         assert_eq!(running.wait().signal(), Some(9));
     }
     let running = begin();
+    received_from(&server).await;
     write(&server).await;
     let lsn = position(&server).await;
     durable(&server, &lsn).await;
@@ -121,6 +132,7 @@ async fn killed_and_begun_again_under_load_it_leaves_no_gap() {
     let checked = host.backup(["wal", "check", "--json"]).run().json();
     assert_eq!(checked["problems"], serde_json::json!([]), "{checked}");
     let timelines = checked["clusters"][0]["timelines"].as_array().unwrap();
+    assert!(timelines[0]["tail_lsn"].is_string(), "{checked}");
     assert_eq!((timelines.len(), timelines[0]["ranges"].as_array().unwrap().len()), (1, 1), "{checked}");
     // A tail goes when its segment is full: one may stay.
     let mut tails: Vec<&str> = Vec::new();
@@ -133,13 +145,12 @@ async fn killed_and_begun_again_under_load_it_leaves_no_gap() {
 #[tokio::test]
 async fn it_stops_where_it_was_told_to() {
     let (server, host) = world(15);
-    let from = position(&server).await;
     write(&server).await;
     let lsn = position(&server).await;
-    // Begins where the server is, which is behind what was written; so something has to follow.
     let running = receive(&host, &server, &["--until-lsn", &lsn]);
     running.wait().succeeded().saying("receiving timeline 1");
-    assert!(from < lsn && server.sql("SELECT count(*) FROM pg_replication_slots").await[0][0].as_deref() == Some("0"));
+    let slots = server.sql("SELECT count(*) FROM pg_replication_slots").await;
+    assert_eq!(slots[0][0].as_deref(), Some("0"), "a temporary slot goes with its connection");
     for (arguments, words) in [
         (&["--slot", "nowhere"][..], "--create-slot"),
         (&["--until-lsn", "x"], "is not an LSN"),
@@ -187,12 +198,12 @@ async fn log_that_was_removed_is_a_gap_that_is_named() {
     let mut host = Host::initialised(BACKUP);
     host.set("BACKUP_TARGET", "db");
     write(&server).await;
-    let lsn = position(&server).await;
-    // To the end of a segment, so that the archive has one.
+    // Two segments, so that the archive has a whole one.
     let running = receive(&host, &server, &[]);
+    received_from(&server).await;
     write(&server).await;
-    durable(&server, &lsn).await;
     write(&server).await;
+    let lsn = position(&server).await;
     durable(&server, &lsn).await;
     running.signal(Signal::TERM);
     running.wait().succeeded();
@@ -203,10 +214,11 @@ async fn log_that_was_removed_is_a_gap_that_is_named() {
     let outcome = receive(&host, &server, &[]).wait().failed(10);
     outcome.saying("this is a gap").hinting("--skip-gap");
     let running = receive(&host, &server, &["--skip-gap"]);
+    received_from(&server).await;
+    // It is there at once, finds the gap, and comes again: what it begins with then is a piece. So more than a segment follows.
     write(&server).await;
     let lsn = position(&server).await;
     durable(&server, &lsn).await;
-    // More than a segment, so that there is one behind the gap.
     write(&server).await;
     let lsn = position(&server).await;
     durable(&server, &lsn).await;
@@ -220,6 +232,7 @@ async fn log_that_was_removed_is_a_gap_that_is_named() {
 async fn a_server_that_goes_away_is_waited_for() {
     let (server, host) = world(15);
     let mut running = receive(&host, &server, &["--slot", "backup", "--create-slot"]);
+    received_from(&server).await;
     write(&server).await;
     let lsn = position(&server).await;
     durable(&server, &lsn).await;

@@ -68,6 +68,24 @@ impl World {
         id
     }
 
+    /// Runs what a page says, in this world: its server, and `/srv` in a directory of its own.
+    fn follow(&self, heading: &str, commands: &str) {
+        let as_server = if rustix::process::geteuid().is_root() { "runuser -u postgres -- " } else { "" };
+        let script = commands
+            .replace("/srv/", &format!("{}/", self.public.path("srv").display()))
+            .replace("host=/run/postgresql", &format!("host={}", self.cluster.directory().display()))
+            // It would run for ever; so it stops as soon as it has begun.
+            .replace("backup wal receive ", "backup wal receive --until-lsn 0/1 ")
+            .replace("sudo -u postgres ", as_server);
+        let prelude = format!(
+            "set -e; cd /; backup() {{ \"$BACKUP\" \"$@\"; }}; export TZ=UTC PGHOST={} PGUSER=postgres; export PATH={}:$PATH\n",
+            self.cluster.directory().display(),
+            self.cluster.programs().display()
+        );
+        let outcome = self.host.shell(&(prelude + &script)).run();
+        assert_eq!(outcome.code(), Some(0), "{heading}: {outcome}");
+    }
+
     /// Ends the present segment, and waits until it is archived.
     fn archived(&self) {
         let segment = self.sql("SELECT pg_walfile_name(pg_current_wal_lsn())");
@@ -229,7 +247,8 @@ fn documented(page: &str) -> Vec<(String, Vec<String>)> {
     for line in text.lines() {
         match line.strip_prefix("## ") {
             Some(heading) => sections.push((heading.to_owned(), Vec::new())),
-            None if line.starts_with("```") => inside = line == "```sh",
+            // In a list they are indented.
+            None if line.trim_start().starts_with("```") => inside = line.trim_start() == "```sh",
             None if inside => sections.last_mut().unwrap().1.push(line.to_owned()),
             None => {}
         }
@@ -254,21 +273,7 @@ fn every_command_of_the_page_on_restoring_works() {
     let sections = documented("RESTORING.md");
     assert!(sections.len() >= 4, "{sections:?}");
     for (heading, commands) in sections {
-        let script = commands
-            .join("\n")
-            .replace("/srv/", &format!("{}/", world.public.path("srv").display()))
-            .replace("2026-11-22 14:30:00", &time)
-            .replace(
-                "sudo -u postgres ",
-                if rustix::process::geteuid().is_root() { "runuser -u postgres -- " } else { "" },
-            );
-        let prelude = format!(
-            "set -e; cd /; backup() {{ \"$BACKUP\" \"$@\"; }}; export TZ=UTC PGHOST={} PGUSER=postgres; export PATH={}:$PATH\n",
-            world.cluster.directory().display(),
-            world.cluster.programs().display()
-        );
-        let outcome = world.host.shell(&(prelude + &script)).run();
-        assert_eq!(outcome.code(), Some(0), "{heading}: {outcome}");
+        world.follow(&heading, &commands.join("\n").replace("2026-11-22 14:30:00", &time));
         for running in std::fs::read_dir(world.public.path("srv")).unwrap() {
             let data = running.unwrap().path();
             if data.join("postmaster.pid").exists() {
@@ -277,4 +282,18 @@ fn every_command_of_the_page_on_restoring_works() {
         }
         std::fs::remove_dir_all(world.public.path("srv")).unwrap();
     }
+}
+
+#[test]
+fn every_command_of_the_pages_on_receiving_and_on_moving_works() {
+    let world = World::start("pitr-pages");
+    world.archived();
+    for page in ["RECEIVING.md", "MOVING.md"] {
+        let sections = documented(page);
+        assert!(!sections.is_empty(), "{page}");
+        for (heading, commands) in sections {
+            world.follow(&heading, &commands.join("\n"));
+        }
+    }
+    assert!(world.public.path("srv/trial/PG_VERSION").exists());
 }

@@ -11,14 +11,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::OpenBackup;
 use super::stream::Share;
+use super::{OpenBackup, RestoreHandle};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::ClusterEntry;
-use crate::pipeline::{ComputePool, Counters, Limits, Progress, Warnings};
+use crate::pipeline::{ComputePool, Counters, Limits, Warnings};
 use crate::postgres::recovery::Recovery;
 
 mod archives;
@@ -144,17 +143,20 @@ impl ClusterRestore {
         layout::bytes_of(self.backup.manifest())
     }
 
-    /// Starts restoring on the current tokio runtime.
+    /// Starts restoring on the current tokio runtime. The cluster is whole, checked and on disk if and only if [`RestoreHandle::wait`] is `Ok`; else
+    /// nothing of it is left, or a failed [clean-up](Error::cleanup) says what is. Cancelled once all is restored and goes to disk, it is
+    /// completed instead.
     ///
     /// # Errors
-    /// `Config` when the settings of the recovery contradict each other.
+    /// `Config` when the settings of the recovery contradict each other. Of waiting: `Config` for directories that are not empty, `Integrity` when
+    /// the backup is damaged, or is not what PostgreSQL's manifest says, `Sink` when the files cannot be written.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub fn start(self) -> Result<ClusterHandle> {
+    pub fn start(self) -> Result<RestoreHandle<ClusterRestored>> {
         self.recovery.settings()?;
         let (counters, cancel) = (Arc::clone(&self.counters), self.cancel.clone());
-        Ok(ClusterHandle { counters, cancel, task: tokio::spawn(self.run()) })
+        Ok(RestoreHandle { counters, cancel, task: tokio::spawn(self.run()) })
     }
 
     async fn run(self) -> Result<ClusterRestored> {
@@ -214,52 +216,6 @@ impl ClusterRestore {
             () = self.cancel.cancelled() => Err(Error::cancelled(Stage::Fetch)),
             done = work => done,
         }
-    }
-}
-
-/// A restore of a cluster that is running. Dropping the handle cancels it; its task then removes what was restored, as far as the runtime
-/// lives on for it to do so.
-#[derive(Debug)]
-pub struct ClusterHandle {
-    counters: Arc<Counters>,
-    cancel: CancellationToken,
-    task: JoinHandle<Result<ClusterRestored>>,
-}
-
-impl ClusterHandle {
-    /// How far it has come: plaintext of all streams.
-    pub fn progress(&self) -> Progress {
-        self.counters.snapshot()
-    }
-
-    /// The counters, to be read while [`wait`](Self::wait) has the handle.
-    pub fn counters(&self) -> Arc<Counters> {
-        Arc::clone(&self.counters)
-    }
-
-    /// Asks the restore to stop; [`wait`](Self::wait) then tells when everything was removed again. Once all is restored and goes to disk,
-    /// it is completed instead.
-    pub fn cancel(&self) {
-        self.cancel.cancel();
-    }
-
-    /// Waits for the end. The cluster is whole, checked and on disk if and only if this is `Ok`; else nothing of it is left, or a failed
-    /// [clean-up](Error::cleanup) says what is.
-    ///
-    /// Errors: `Config` for directories that are not empty, `Integrity` when the backup is damaged, or is not what PostgreSQL's manifest
-    /// says, `Sink` when the files cannot be written.
-    ///
-    /// Not cancel safe: dropping the future drops the handle, which cancels the restore.
-    pub async fn wait(mut self) -> Result<ClusterRestored> {
-        (&mut self.task)
-            .await
-            .unwrap_or_else(|e| Err(Error::internal(Stage::Sink, "the restore's task panicked").with_source(e)))
-    }
-}
-
-impl Drop for ClusterHandle {
-    fn drop(&mut self) {
-        self.cancel.cancel();
     }
 }
 

@@ -10,10 +10,11 @@ use jiff::Timestamp;
 use object_store::path::Path;
 
 use super::stored::StoredFile;
+use super::tail;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::postgres::wal::{Lsn, SegmentName, SegmentSize, SystemIdentifier, Timeline, WalFile};
 use crate::repository::Repository;
-use crate::repository::layout::{TargetName, WalPath};
+use crate::repository::layout::{TailPiece, TargetName, WalPath};
 
 /// The WAL of one target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub struct TimelineInventory {
     pub has_history: bool,
     /// When the newest segment was archived.
     pub archived: Option<Timestamp>,
+    /// How far the log reaches that was received of the segment behind the newest: what a restore puts together, and the end of the archive.
+    pub tail: Option<Lsn>,
     /// Bytes in the repository.
     pub stored_bytes: u64,
 }
@@ -88,7 +91,11 @@ impl Inventory {
         let mut seen: BTreeMap<(SystemIdentifier, Timeline), Seen> = BTreeMap::new();
         let mut listing = repository.store().list(Some(&prefix));
         while let Some(object) = listing.try_next().await.map_err(failed)? {
-            if let Some((cluster, timeline, file)) = parse(&prefix, &object.location) {
+            if let Some((cluster, timeline, segment, piece)) = parse_tail(&prefix, &object.location) {
+                let seen = seen.entry((cluster, timeline)).or_default();
+                seen.bytes += object.size;
+                seen.add_piece(segment, piece);
+            } else if let Some((cluster, timeline, file)) = parse(&prefix, &object.location) {
                 let seen = seen.entry((cluster, timeline)).or_default();
                 seen.bytes += object.size;
                 seen.add(file);
@@ -152,9 +159,27 @@ struct Seen {
     segments: BTreeMap<(u32, u32), [u64; 4]>,
     has_history: bool,
     bytes: u64,
+    /// The newest segment of which there are pieces.
+    tail: Option<(SegmentName, Vec<TailPiece>)>,
 }
 
 impl Seen {
+    fn add_piece(&mut self, segment: SegmentName, piece: TailPiece) {
+        match &mut self.tail {
+            Some((newest, _)) if *newest > segment => {}
+            Some((newest, pieces)) if *newest == segment => pieces.push(piece),
+            tail => *tail = Some((segment, vec![piece])),
+        }
+    }
+
+    /// How far the tail reaches, if it belongs to a segment behind `newest`.
+    fn tail(&mut self, newest: SegmentName, size: SegmentSize) -> Option<Lsn> {
+        let (segment, mut pieces) = self.tail.take().filter(|(segment, _)| *segment > newest)?;
+        pieces.sort_unstable();
+        let end = tail::chain(&pieces).last()?.end;
+        Some(Lsn(segment.start(size)?.0 + u64::from(end)))
+    }
+
     fn add(&mut self, file: WalFile) {
         match file {
             WalFile::Segment(SegmentName { log, segment, .. }) => {
@@ -174,13 +199,19 @@ impl Seen {
         })
     }
 
-    async fn finish(self, repository: &Repository, archive: &WalPath, timeline: Timeline) -> Result<TimelineInventory> {
+    async fn finish(
+        mut self,
+        repository: &Repository,
+        archive: &WalPath,
+        timeline: Timeline,
+    ) -> Result<TimelineInventory> {
         let mut found = TimelineInventory {
             timeline,
             segment_size: None,
             ranges: Vec::new(),
             has_history: self.has_history,
             archived: None,
+            tail: None,
             stored_bytes: self.bytes,
         };
         let Some(newest) = self.names(timeline).next_back() else { return Ok(found) };
@@ -195,6 +226,7 @@ impl Seen {
         let size = size.ok_or_else(|| damaged(format!("holds {bytes} bytes, which is no segment size")))?;
         found.segment_size = Some(size);
         found.archived = Some(stored.header().created);
+        found.tail = self.tail(newest, size);
         for name in self.names(timeline) {
             let (Some(start), Some(end)) = (name.start(size), name.end(size)) else {
                 let message = format!(
@@ -210,6 +242,14 @@ impl Seen {
         }
         Ok(found)
     }
+}
+
+/// Which segment of which cluster an object holds a piece of; `None` when it is something else.
+fn parse_tail(prefix: &Path, object: &Path) -> Option<(SystemIdentifier, Timeline, SegmentName, TailPiece)> {
+    let mut parts = object.prefix_match(prefix)?;
+    let cluster = parts.next()?.as_ref().parse().ok()?;
+    let (segment, piece) = WalPath::parse_tail(object)?;
+    Some((cluster, segment.timeline, segment, piece))
 }
 
 /// Which file of which cluster an object holds; `None` when it is something else.

@@ -44,6 +44,8 @@ struct TimelineDocument {
     start_lsn: Option<String>,
     end_lsn: Option<String>,
     archived: Option<Timestamp>,
+    /// How far what was received of the next segment reaches.
+    tail_lsn: Option<String>,
     history: bool,
     ranges: Vec<RangeDocument>,
     gaps: Vec<GapDocument>,
@@ -89,6 +91,14 @@ pub(crate) async fn run(app: &App, args: &CheckArgs) -> Result<Exit> {
         app.output.json(&document(&repository, target.as_str(), &inventory, ready.as_ref(), problems.clone()))?;
     } else {
         app.output.data(&output::table(&table(&inventory)))?;
+        for timeline in inventory.clusters.iter().flat_map(|cluster| &cluster.timelines) {
+            if let Some(lsn) = timeline.tail {
+                app.output.note(format!(
+                    "timeline {}: what was received of the next segment reaches {lsn}",
+                    timeline.timeline
+                ));
+            }
+        }
         if let Some(ready) = &ready {
             app.output.note(waiting(ready));
         }
@@ -197,6 +207,7 @@ fn timeline(timeline: &TimelineInventory) -> TimelineDocument {
         start_lsn: timeline.ranges.first().map(|range| range.start.to_string()),
         end_lsn: timeline.ranges.last().map(|range| range.end.to_string()),
         archived: timeline.archived,
+        tail_lsn: timeline.tail.map(|lsn| lsn.to_string()),
         history: timeline.has_history,
         ranges: ranges.collect(),
         gaps: timeline.gaps().into_iter().map(gap).collect(),

@@ -121,6 +121,14 @@ impl WalPath {
         name.strip_suffix(VOLUME_SUFFIX)?.parse().ok()
     }
 
+    /// The segment that an object holds a piece of, by its path, and which; `None` when it is something else.
+    pub fn parse_tail(object: &Path) -> Option<(SegmentName, TailPiece)> {
+        let mut parts = object.as_ref().rsplit('/');
+        let (piece, folder) = (parts.next()?, parts.next()?);
+        let WalFile::Segment(segment) = folder.strip_suffix(TAIL_SUFFIX)?.parse().ok()? else { return None };
+        Some((segment, TailPiece::parse(piece)?))
+    }
+
     fn path(&self, parts: &[&str]) -> Path {
         let system = self.system_identifier.to_string();
         [self.target.as_str(), WAL, &system].into_iter().chain(parts.iter().copied()).collect()
@@ -154,7 +162,8 @@ mod tests {
             path.as_ref(),
             "app/wal/7412345678901234567/00000002/00000002000000030000000A.tail/00012000-0001a0b0.0123456789abcdef.vol"
         );
-        assert_eq!(TailPiece::parse(path.filename().unwrap()), Some(piece));
+        assert_eq!(WalPath::parse_tail(&path), Some((segment, piece)));
+        assert_eq!(WalPath::parse_tail(&archive.file(WalFile::Segment(segment))), None);
         for name in [
             "00012000-0001a0b0.vol",
             "12000-1a0b0.0123456789abcdef.vol",

@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use crate::error::Result;
 use crate::format::ClusterEntry;
 use crate::keys::Identity;
-use crate::postgres::choose::{Archives, Inventory};
-use crate::postgres::wal::WalFile;
+use crate::postgres::choose::{ArchivedRange, Archives, Inventory};
+use crate::postgres::wal::{Lsn, WalFile};
 use crate::repository::Repository;
 use crate::repository::layout::{TargetName, WalPath};
 use crate::wal_archive::Histories;
@@ -48,12 +48,19 @@ async fn inventory(
     let prefix = archive.prefix();
     let mut objects = repository.store().list(Some(&prefix));
     while let Some(object) = objects.try_next().await.map_err(|e| repository.error(e, "list", &prefix))? {
-        match object.location.filename().and_then(WalPath::parse_file) {
-            Some(WalFile::Segment(name)) => {
-                let nanoseconds = object.last_modified.timestamp_nanos_opt().unwrap_or_default();
-                let archived = Timestamp::from_nanosecond(nanoseconds.into()).unwrap_or_default();
-                inventory.add_segment(name, cluster.wal_segment_bytes, archived);
+        let nanoseconds = object.last_modified.timestamp_nanos_opt().unwrap_or_default();
+        let archived = Timestamp::from_nanosecond(nanoseconds.into()).unwrap_or_default();
+        // What is stored of a segment that was being received; the pieces join to what they are pieces of.
+        if let Some((segment, piece)) = WalPath::parse_tail(&object.location) {
+            if let Some(begin) = segment.start(cluster.wal_segment_bytes) {
+                let at = |offset: u32| Lsn(begin.0 + u64::from(offset));
+                let range = ArchivedRange { start: at(piece.start), end: at(piece.end), archived };
+                inventory.add_range(segment.timeline, range);
             }
+            continue;
+        }
+        match object.location.filename().and_then(WalPath::parse_file) {
+            Some(WalFile::Segment(name)) => inventory.add_segment(name, cluster.wal_segment_bytes, archived),
             Some(WalFile::History(timeline)) => timelines.push(timeline),
             _ => {}
         }

@@ -23,6 +23,8 @@ use crate::source::{Piece, Source};
 
 /// How often the server hears from us: well within `wal_sender_timeout`, which is a minute unless somebody changed it.
 const STATUS: Duration = Duration::from_secs(10);
+/// How long taking leave of the server may take.
+const LEAVE_DEADLINE: Duration = Duration::from_secs(5);
 /// Messages between the connection and the stream, each of at most 128 KiB. When they are full nothing more is read.
 const MESSAGES: usize = 4;
 const BLOCK: usize = 512;
@@ -128,7 +130,7 @@ impl Pump {
                 && stream.position() >= end.lsn
             {
                 let position = stream.position();
-                drop(stream);
+                leave(stream).await;
                 for piece in queue {
                     self.send(piece).await?;
                 }
@@ -216,6 +218,14 @@ impl Pump {
         header.set_gid(0);
         header.set_cksum();
         Ok(Bytes::copy_from_slice(header.as_bytes()))
+    }
+}
+
+/// Takes leave of the server, which would log a connection that is only dropped. What it does not hear does not matter.
+async fn leave(stream: WalStream) {
+    let leaving = async { stream.finish().await?.0.close().await };
+    if let Ok(Err(error)) = tokio::time::timeout(LEAVE_DEADLINE, leaving).await {
+        tracing::debug!(%error, "left without taking leave");
     }
 }
 
