@@ -76,12 +76,14 @@ async fn every_grammar_of_the_protocol_gives_a_backup_that_is_complete() {
 async fn pg_verifybackup_accepts_what_was_stored() {
     let server = NewServer::of_major(15).initdb("--wal-segsize=1").start();
     let host = Host::initialised(BACKUP);
-    let (fast, slow) = (server.directory().join("fast"), server.directory().join("slow"));
-    for (name, location) in [("fast", &fast), ("slow", &slow)] {
-        fs::create_dir(location).unwrap();
+    for name in ["fast", "slow"] {
+        let location = server.tablespaces().join(name);
+        fs::create_dir_all(&location).unwrap();
         let owner = fs::metadata(server.data()).unwrap();
         use std::os::unix::fs::MetadataExt;
-        std::os::unix::fs::chown(location, Some(owner.uid()), Some(owner.gid())).unwrap();
+        for made in [&server.tablespaces(), &location] {
+            std::os::unix::fs::chown(made, Some(owner.uid()), Some(owner.gid())).unwrap();
+        }
         server.sql(&format!("CREATE TABLESPACE {name} LOCATION '{}'", location.display())).await;
         server.sql(&format!("CREATE TABLE in_{name} TABLESPACE {name} AS SELECT generate_series(1, 1000) g")).await;
     }
