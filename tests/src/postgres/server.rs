@@ -1,7 +1,9 @@
 //! A server of a test's own: of any major version, with its settings, files and fate.
 
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,7 +12,7 @@ use backup_core::postgres::wire::{ConnectOptions, Connection, Environment, Mode,
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::pg_cluster;
+use super::{SERVER_USER, pg_cluster};
 
 /// The majors that tests can have: 15 comes from the distribution, the others below `target/postgres`.
 pub const MAJORS: [u32; 6] = [13, 14, 15, 16, 17, 18];
@@ -44,7 +46,7 @@ impl NewServer {
         let found = [own, debian].into_iter().find(|programs| programs.join("initdb").exists());
         let programs = found.unwrap_or_else(|| panic!("no PostgreSQL {major}: run scripts/install-deps test"));
         Self {
-            programs: std::fs::canonicalize(programs).expect("it exists"),
+            programs: executable(std::fs::canonicalize(programs).expect("it exists"), major),
             settings: String::new(),
             initdb: Vec::new(),
             files: tempfile::tempdir().expect("a temporary directory"),
@@ -202,6 +204,31 @@ impl Server {
         let environment: Vec<_> = environment.iter().cloned().chain([programs]).collect();
         pg_cluster(&arguments, &environment);
     }
+}
+
+/// Programs that the user who runs servers can execute: those that are there, or, if they lie below a directory that only we may enter, a
+/// copy of them that all tests share.
+fn executable(programs: PathBuf, major: u32) -> PathBuf {
+    let runs = |programs: &Path| {
+        let mut command = Command::new("runuser");
+        command.args(["-u", SERVER_USER, "--"]).arg(programs.join("initdb")).arg("--version").current_dir("/");
+        command.output().is_ok_and(|output| output.status.success())
+    };
+    if !rustix::process::geteuid().is_root() || runs(&programs) {
+        return programs;
+    }
+    let installed = programs.join("postgres").metadata().expect("a server").mtime();
+    let copy = PathBuf::from(format!("/tmp/backup-test-postgres.{major}.{installed}"));
+    if !copy.exists() {
+        let new = copy.with_extension(format!("{installed}.{}", std::process::id()));
+        let copied = Command::new("cp").arg("-a").arg(programs.parent().expect("a directory")).arg(&new).status();
+        assert!(copied.is_ok_and(|status| status.success()), "cannot copy {}", programs.display());
+        // Another test may have been faster.
+        if std::fs::rename(&new, &copy).is_err() {
+            std::fs::remove_dir_all(&new).expect("ours");
+        }
+    }
+    copy.join("bin")
 }
 
 /// The processes that a process has started and that have not ended. Linux only.
