@@ -1,11 +1,12 @@
 //! Where the data to back up comes from.
 
 use std::fmt;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, ready};
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::pipeline::Buffer;
 use crate::repository::layout::StreamName;
 
@@ -69,6 +70,15 @@ impl Lane for Single {
     fn next(&mut self) -> BoxFuture<'_, Result<Option<Named>>> {
         ready(Ok(self.0.take())).boxed()
     }
+}
+
+/// How long an error that follows from another stream's waits for that one to be told.
+const CONSEQUENCE_GRACE: Duration = Duration::from_secs(5);
+
+/// An error that another stream's failure must have caused: that is the one to tell, and it stops this stream before this returns.
+pub(crate) async fn consequence(message: &str) -> Error {
+    tokio::time::sleep(CONSEQUENCE_GRACE).await;
+    Error::new(ErrorKind::Source, Stage::Source, message)
 }
 
 /// Some bytes from a [`Source`].

@@ -9,8 +9,8 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::{Piece, Source};
-use crate::error::{Error, ErrorKind, Result, Stage};
+use super::{Piece, Source, consequence};
+use crate::error::Result;
 use crate::pipeline::Buffer;
 
 /// Lines are sent on in pieces of about this size.
@@ -98,7 +98,7 @@ impl FilesIndexSource {
                 self.ended = true;
                 Ok(None)
             }
-            None => Err(Error::new(ErrorKind::Source, Stage::Source, "what is indexed was not read to its end")),
+            None => Err(consequence("what is indexed was not read to its end").await),
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::pipeline::Buffer;
 use crate::postgres::wal::{Lsn, Timeline, WalFile};
 use crate::postgres::wire::{Connection, StandbyStatus, WalMessage, WalPosition, WalStream};
-use crate::source::{Piece, Source};
+use crate::source::{Piece, Source, consequence};
 
 /// How often the server hears from us: well within `wal_sender_timeout`, which is a minute unless somebody changed it.
 const STATUS: Duration = Duration::from_secs(10);
@@ -100,8 +100,9 @@ impl Source for WalSource {
 
 impl Pump {
     async fn run(mut self, mut connection: Connection) -> Result<()> {
-        let never_began = || Error::new(ErrorKind::Source, Stage::Source, "the base backup did not begin");
-        let start = (&mut self.start).await.map_err(|_| never_began())?;
+        let Ok(start) = (&mut self.start).await else {
+            return Err(consequence("the base backup did not begin").await);
+        };
         if start.timeline > Timeline::FIRST {
             let history = connection.timeline_history(start.timeline).await?.content;
             self.send(self.header(WalFile::History(start.timeline), history.len() as u64)?).await?;
@@ -119,7 +120,6 @@ impl Pump {
 
     /// Receives to the backup's end, whenever that becomes known; returns it, and the server's time by then.
     async fn receive(&mut self, mut stream: WalStream, start: WalPosition) -> Result<(WalPosition, Timestamp)> {
-        let did_not_end = |_| Error::new(ErrorKind::Source, Stage::Source, "the base backup did not end");
         let mut ticks = interval_at(Instant::now() + STATUS, STATUS);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut queue: VecDeque<Bytes> = VecDeque::new();
@@ -141,7 +141,9 @@ impl Pump {
             tokio::select! {
                 biased;
                 _ = ticks.tick() => stream.status(&status(&stream)).await?,
-                changed = self.end.changed(), if end.is_none() => changed.map_err(did_not_end)?,
+                changed = self.end.changed(), if end.is_none() => if changed.is_err() {
+                    return Err(consequence("the base backup did not end").await);
+                },
                 permit = self.pieces.reserve(), if !queue.is_empty() => {
                     let permit = permit.map_err(|_| Error::cancelled(Stage::Source))?;
                     if let Some(piece) = queue.pop_front() {
