@@ -58,8 +58,7 @@ impl<'a> Session<'a> {
         start: WalPosition,
         known: &'a mut Known,
     ) -> Self {
-        let run = data_encoding::HEXLOWER.encode(&random::bytes::<8>());
-        let filling = Filling::new(size, start.timeline, start.lsn, run);
+        let filling = Filling::new(size, start.timeline, start.lsn, new_run());
         // What was durable before stays so, though we begin at the beginning of its segment.
         let durable = known.durable.map_or(start.lsn, |durable| durable.lsn.max(start.lsn));
         Self { receiver, known, cluster, start, filling, waiting: VecDeque::new(), upload: None, durable }
@@ -129,12 +128,16 @@ impl<'a> Session<'a> {
 
     /// Takes note of an upload that ended. One that failed in a way that may pass is tried again, by and by.
     fn uploaded(&mut self, done: Result<()>) -> Result<()> {
-        let Some((job, _)) = self.upload.take() else { return Ok(()) };
+        let Some((mut job, _)) = self.upload.take() else { return Ok(()) };
         if let Err(error) = done {
             if !super::may_pass(&error) {
                 return Err(error);
             }
             self.receiver.tell(&ReceiverEvent::Retrying { error: error.in_one_line(), pause: RETRY });
+            // It may be stored all the same, with the answer lost: the next attempt is sealed anew, and needs a name of its own.
+            if let Job::Piece(_, piece, _) = &mut job {
+                piece.run = new_run();
+            }
             let (archiver, cluster, of_task) = (self.receiver.archiver.clone(), self.cluster, job.clone());
             let task = tokio::spawn(async move {
                 tokio::time::sleep(RETRY).await;
@@ -217,6 +220,11 @@ impl<'a> Session<'a> {
 
 /// The pause before a failed upload is tried again.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// Tells the pieces of one run, or of one attempt, from those of others.
+fn new_run() -> String {
+    data_encoding::HEXLOWER.encode(&random::bytes::<8>())
+}
 
 fn ticks(period: Duration) -> Interval {
     let mut ticks = interval_at(Instant::now() + period, period);
