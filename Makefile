@@ -27,10 +27,10 @@ run_tests = $(CARGO) test $(WORKSPACE) --no-fail-fast
 endif
 
 .NOTPARALLEL:
-.PHONY: help quickstart test $(SUITES) advisories benchmark compare build format install uninstall clean
+.PHONY: help quickstart test $(SUITES) advisories benchmark compare compare-cluster build format install uninstall clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: ## see it work: back up a real database, restore it, compare
 	@scripts/quickstart
@@ -85,7 +85,10 @@ compare: build ## time it beside zstd | age on FILE, by default a tar of /usr
 		file=$$(mktemp) && made=$$file && trap 'rm -f "$$made"' EXIT && \
 		tar -cf - -C /usr lib share 2>/dev/null | head -c 1500000000 >"$$file" || true; \
 	fi; \
-	benches/compare.sh "$$file" $(ROUNDS)
+	benches/compare.sh stream "$$file" $(ROUNDS)
+
+compare-cluster: build ## time it beside pg_basebackup | zstd | age on a cluster of 1.7 GB
+	benches/compare.sh cluster $(ROUNDS)
 
 build: ## the release binary
 	$(CARGO) build --release --locked -p backup-cli
