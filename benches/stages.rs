@@ -2,7 +2,7 @@
 
 use backup_benches::data::{self, CHUNK};
 use backup_core::chunk::{Cutter, RECORD_HEAD, RECORD_TAIL_MAX};
-use backup_core::compress::{Compressor, Decompressor};
+use backup_core::compress::{Compressor, Content, Decompressor};
 use backup_core::encrypt::{DataKey, SALT_LEN, Suite, VolumeKey, open_record, seal_record};
 use backup_core::format::Flag;
 use backup_core::pipeline::BufferPool;
@@ -41,7 +41,7 @@ fn compress(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(CHUNK as u64));
     let (dump, random) = (data::dump(CHUNKS * CHUNK), data::random(CHUNKS * CHUNK));
     for (name, level, data) in [("zstd 3", 3, &dump), ("zstd 1", 1, &dump), ("zstd 3, random data", 3, &random)] {
-        let mut compressor = Compressor::new(level);
+        let mut compressor = Compressor::new(level, Content::Any);
         let mut frame = vec![0; CHUNK + RECORD_TAIL_MAX];
         let mut chunks = data.chunks(CHUNK).cycle();
         group.bench_function(name, |b| {
@@ -54,7 +54,7 @@ fn decompress(c: &mut Criterion) {
     let mut group = c.benchmark_group("decompress");
     group.throughput(Throughput::Bytes(CHUNK as u64));
     for (name, data) in [("zstd 3", data::dump(CHUNKS * CHUNK)), ("raw blocks", data::random(CHUNKS * CHUNK))] {
-        let mut compressor = Compressor::new(3);
+        let mut compressor = Compressor::new(3, Content::Any);
         let frame = |chunk| {
             let mut frame = vec![0; CHUNK + RECORD_TAIL_MAX];
             let len = compressor.compress(chunk, &mut frame);

@@ -11,8 +11,14 @@ use crate::args::WalAction;
 use crate::exit::Exit;
 use crate::output::Output;
 
-/// Async threads only move bytes around: compression and encryption have threads of their own.
-const ASYNC_THREADS: usize = 2;
+/// Async threads only move bytes around: compression and encryption have threads of their own. Where there are few cores one does it all: a second
+/// would be woken for every message of a server that the first is busy reading, and take the core from that server.
+fn async_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 4).clamp(1, ASYNC_THREADS_MAX))
+}
+
+/// More than this gain nothing while one stream is read.
+const ASYNC_THREADS_MAX: usize = 4;
 
 /// Runs `work` to its end. The first SIGINT, SIGTERM or SIGHUP cancels the token, the second ends the program at once.
 pub(crate) fn block_on<F>(output: &Output, cancel: &CancellationToken, work: F) -> Result<Exit>
@@ -20,7 +26,7 @@ where
     F: Future<Output = Result<Exit>>,
 {
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(ASYNC_THREADS)
+        .worker_threads(async_threads())
         .enable_all()
         .build()
         .map_err(|e| Error::internal(Stage::Setup, "could not start the async runtime").with_source(e))?;

@@ -60,14 +60,32 @@ impl Default for Compression {
 #[error("not a frame of the expected length")]
 pub struct BadFrame;
 
-/// Smaller tables of level 3 (2^16 and 2^14 entries, not 2^17 and 2^16) for frames of 1 MiB: they stay in a core's cache. See
-/// `docs/decisions/0006-small-tables.md`.
-const LEVEL_DEFAULT_TABLES: [CParameter; 2] = [CParameter::HashLog(16), CParameter::ChainLog(14)];
+/// What chunks are made of, as far as it matters for where matches are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Content {
+    /// Anything.
+    #[default]
+    Any,
+    /// Files of a PostgreSQL cluster: what is alike in their pages lies close together.
+    Pages,
+}
+
+impl Content {
+    /// Smaller tables of level 3 (not 2^17 and 2^16 entries) for frames of 1 MiB: they stay in a core's cache. See
+    /// `docs/decisions/0006-small-tables.md`.
+    fn level_default_tables(self) -> [CParameter; 2] {
+        match self {
+            Self::Any => [CParameter::HashLog(16), CParameter::ChainLog(14)],
+            Self::Pages => [CParameter::HashLog(14), CParameter::ChainLog(13)],
+        }
+    }
+}
 
 /// Makes frames; one for each worker, used again and again.
 pub struct Compressor {
     context: bulk::Compressor<'static>,
     level: i32,
+    content: Content,
 }
 
 impl std::fmt::Debug for Compressor {
@@ -78,20 +96,20 @@ impl std::fmt::Debug for Compressor {
 
 impl Compressor {
     /// A compressor for `level`.
-    pub fn new(level: i32) -> Self {
+    pub fn new(level: i32, content: Content) -> Self {
         let level = level.clamp(LEVEL_MIN, LEVEL_MAX);
         let mut context = bulk::Compressor::new(level).expect("levels within the bounds are accepted");
         if level == LEVEL_DEFAULT {
-            for table in LEVEL_DEFAULT_TABLES {
+            for table in content.level_default_tables() {
                 context.set_parameter(table).expect("table sizes within the bounds are accepted");
             }
         }
-        Self { context, level }
+        Self { context, level, content }
     }
 
-    /// The level it compresses at.
-    pub fn level(&self) -> i32 {
-        self.level
+    /// The level it compresses at, and what it expects.
+    pub fn settings(&self) -> (i32, Content) {
+        (self.level, self.content)
     }
 
     /// Compresses `chunk` into the front of `out`, which has room for `chunk.len() + FRAME_OVERHEAD_MAX` bytes; returns the frame's length.
@@ -212,7 +230,7 @@ mod tests {
 
     fn round_trip(level: i32, chunk: &[u8]) -> usize {
         let mut frame = vec![0; chunk.len() + FRAME_OVERHEAD_MAX];
-        let len = Compressor::new(level).compress(chunk, &mut frame);
+        let len = Compressor::new(level, Content::Any).compress(chunk, &mut frame);
         let mut out = vec![0; chunk.len()];
         Decompressor::new().decompress(&frame[..len], &mut out).unwrap();
         assert_eq!(out, chunk);
@@ -242,7 +260,7 @@ mod tests {
 
     #[test]
     fn the_probe_finds_random_data_and_spares_the_rest() {
-        let mut c = Compressor::new(3);
+        let mut c = Compressor::new(3, Content::Any);
         assert!(c.looks_incompressible(&random_bytes(1 << 20)));
         assert!(!c.looks_incompressible(&b"text 1234".repeat(100_000)));
         // Flat byte frequencies, and yet nothing but repetition.
@@ -252,7 +270,7 @@ mod tests {
     #[test]
     fn two_frames_are_not_one() {
         let mut frame = vec![0; 200];
-        let len = Compressor::new(3).compress(&[1; 50], &mut frame);
+        let len = Compressor::new(3, Content::Any).compress(&[1; 50], &mut frame);
         let twice = frame[..len].repeat(2);
         assert_eq!(Decompressor::new().decompress(&twice, &mut [0; 100]), Err(BadFrame));
     }

@@ -36,7 +36,7 @@ pub(crate) use limits::RestorePlan;
 pub(crate) use session::DETAILS;
 
 use crate::clock::{Clock, SystemClock};
-use crate::compress::{Compression, LEVEL_MAX, LEVEL_MIN};
+use crate::compress::{Compression, Content, LEVEL_MAX, LEVEL_MIN};
 use crate::encrypt::{DataKey, Suite};
 use crate::error::{Error, Result, Stage};
 use crate::format::{Kind, Manifest, WRAPS_MAX};
@@ -230,6 +230,7 @@ impl Backup {
                 wraps,
                 suite: self.suite,
                 compression: self.compression,
+                content: if self.kind == Kind::BaseBackup { Content::Pages } else { Content::Any },
                 limits: self.limits,
                 plan,
                 pool,

@@ -2,7 +2,7 @@
 //! has them.
 
 use backup_core::chunk::{Chunk, Cutter, RECORD_HEAD, RECORD_TAIL_MAX};
-use backup_core::compress::Compressor;
+use backup_core::compress::{Compressor, Content};
 use backup_core::encrypt::{DataKey, SALT_LEN, Suite, VolumeKey, seal_record};
 use backup_core::format::{CHUNK_SIZE_MIN, Codec, Flag, Footer, Header, ObjectName, Preamble, SeekTable};
 use backup_core::pipeline::BufferPool;
@@ -74,7 +74,7 @@ impl Volume {
 /// Cuts, compresses and seals `pieces` as the pipeline does; without a level, with codec `none`.
 pub fn write_volume(pieces: impl IntoIterator<Item = Piece>, pool: &BufferPool, level: Option<i32>) -> Vec<u8> {
     let mut volume = Volume::begin(if level.is_some() { Codec::Zstd } else { Codec::None });
-    let mut compressor = level.map(Compressor::new);
+    let mut compressor = level.map(|level| Compressor::new(level, Content::Any));
     let mut index = SeekTable::default();
     let mut frame = vec![0; RECORD_HEAD + CHUNK + RECORD_TAIL_MAX];
     let mut add = |chunk: Chunk| match &mut compressor {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use backup_core::chunk::Cutter;
 use backup_core::clock::SystemClock;
-use backup_core::compress::{Compression, Compressor, FRAME_OVERHEAD_MAX};
+use backup_core::compress::{Compression, Compressor, Content, FRAME_OVERHEAD_MAX};
 use backup_core::encrypt::Suite;
 use backup_core::format::{Flag, Header};
 use backup_core::keys::Recipient;
@@ -98,7 +98,7 @@ impl Plan {
     fn content(&self, chunk: &[u8]) -> Vec<u8> {
         let Compression::Zstd(level) = self.compression else { return chunk.to_vec() };
         let mut frame = vec![0; chunk.len() + FRAME_OVERHEAD_MAX];
-        let len = Compressor::new(level).compress(chunk, &mut frame);
+        let len = Compressor::new(level, Content::Any).compress(chunk, &mut frame);
         frame.truncate(len);
         frame
     }

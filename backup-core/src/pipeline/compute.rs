@@ -1,22 +1,41 @@
 //! Threads for compression and encryption, apart from those that wait for I/O.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use tokio::sync::oneshot;
 
-use crate::compress::{Compressor, Decompressor};
+use crate::compress::{Compressor, Content, Decompressor};
 use crate::error::{Error, Result, Stage};
 
 /// A pool of compute threads. Cheap to clone; the threads end with the last clone.
+///
+/// Jobs of a millisecond and one queue for all threads. A thread with nothing to do sleeps at once: pools that look for work elsewhere before
+/// they sleep take the processor from a server on the same host, whose data is what they wait for.
 #[derive(Clone)]
-pub struct ComputePool(Arc<Shared>);
+pub struct ComputePool(Arc<Handle>);
 
-struct Shared {
-    threads: rayon::ThreadPool,
-    workspaces: Mutex<Vec<Workspace>>,
+struct Handle {
+    queue: Arc<Queue>,
+    threads: NonZero<usize>,
+}
+
+type Job = Box<dyn FnOnce(&mut Workspace) + Send>;
+
+#[derive(Default)]
+struct Queue {
+    state: Mutex<Jobs>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Jobs {
+    waiting: VecDeque<Job>,
+    closed: bool,
 }
 
 /// What a job needs and need not make anew each time.
@@ -27,10 +46,10 @@ pub(crate) struct Workspace {
 }
 
 impl Workspace {
-    pub(crate) fn compressor(&mut self, level: i32) -> &mut Compressor {
+    pub(crate) fn compressor(&mut self, level: i32, content: Content) -> &mut Compressor {
         match &mut self.compressor {
-            Some(compressor) if compressor.level() == level => {}
-            other => *other = Some(Compressor::new(level)),
+            Some(compressor) if compressor.settings() == (level, content) => {}
+            other => *other = Some(Compressor::new(level, content)),
         }
         self.compressor.as_mut().expect("set above")
     }
@@ -43,36 +62,71 @@ impl Workspace {
 impl ComputePool {
     /// A pool of `threads` threads.
     pub fn new(threads: NonZero<usize>) -> Result<Self> {
-        let threads = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.get())
-            .thread_name(|i| format!("compute-{i}"))
-            .build()
-            .map_err(|e| Error::internal(Stage::Setup, "cannot start compute threads").with_source(e))?;
-        Ok(Self(Arc::new(Shared { threads, workspaces: Mutex::default() })))
+        let handle = Handle { queue: Arc::default(), threads };
+        for i in 0..threads.get() {
+            let queue = Arc::clone(&handle.queue);
+            thread::Builder::new()
+                .name(format!("compute-{i}"))
+                .spawn(move || queue.work())
+                .map_err(|e| Error::internal(Stage::Setup, "cannot start compute threads").with_source(e))?;
+        }
+        Ok(Self(Arc::new(handle)))
     }
 
     /// Runs `job` on a thread of the pool. A panic in it becomes an error of kind `Internal`.
+    ///
+    /// Jobs begin in the order in which they came. Those that wait when the last clone of the pool is dropped are dropped, too.
     pub(crate) fn run<T: Send + 'static>(&self, job: impl FnOnce(&mut Workspace) -> T + Send + 'static) -> Pending<T> {
         let (done, result) = oneshot::channel();
-        let shared = Arc::downgrade(&self.0);
-        self.0.threads.spawn_fifo(move || {
-            let Some(shared) = shared.upgrade() else { return };
-            let take = shared.workspaces.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let mut workspace = take.unwrap_or_default();
-            // A workspace that a panic went through is not used again.
-            if let Ok(value) = catch_unwind(AssertUnwindSafe(|| job(&mut workspace))) {
-                shared.workspaces.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
-                drop(shared);
-                let _ = done.send(value);
-            }
-        });
+        self.0.queue.push(Box::new(move |workspace| {
+            let _ = done.send(job(workspace));
+        }));
         Pending(result)
+    }
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Jobs> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, job: Job) {
+        self.lock().waiting.push_back(job);
+        self.changed.notify_one();
+    }
+
+    /// What a thread does until the pool is dropped.
+    fn work(&self) {
+        let mut workspace = Workspace::default();
+        while let Some(job) = self.next() {
+            if catch_unwind(AssertUnwindSafe(|| job(&mut workspace))).is_err() {
+                // A workspace that a panic went through is not used again.
+                workspace = Workspace::default();
+            }
+        }
+    }
+
+    fn next(&self) -> Option<Job> {
+        let idle = |jobs: &mut Jobs| jobs.waiting.is_empty() && !jobs.closed;
+        let mut jobs = self.changed.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
+        jobs.waiting.pop_front()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let mut jobs = self.queue.lock();
+        jobs.closed = true;
+        let dropped = std::mem::take(&mut jobs.waiting);
+        drop(jobs);
+        self.queue.changed.notify_all();
+        drop(dropped);
     }
 }
 
 impl fmt::Debug for ComputePool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ComputePool").field("threads", &self.0.threads.current_num_threads()).finish_non_exhaustive()
+        f.debug_struct("ComputePool").field("threads", &self.0.threads).finish_non_exhaustive()
     }
 }
 
@@ -96,5 +150,35 @@ mod tests {
         let error = pool.run(|_| -> u32 { panic!("on purpose") }).wait().await.unwrap_err();
         assert_eq!(error.kind(), crate::ErrorKind::Internal);
         assert_eq!(pool.run(|_| 7).wait().await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn jobs_begin_in_order_and_those_that_wait_go_with_the_pool() {
+        let pool = ComputePool::new(NonZero::new(1).unwrap()).unwrap();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let (go, gate) = std::sync::mpsc::channel::<()>();
+        let first = pool.run(move |_| gate.recv().is_ok());
+        let jobs: Vec<_> = (0..20)
+            .map(|i| {
+                let order = Arc::clone(&order);
+                pool.run(move |_| order.lock().unwrap().push(i))
+            })
+            .collect();
+        go.send(()).unwrap();
+        assert!(first.wait().await.unwrap());
+        for job in jobs {
+            job.wait().await.unwrap();
+        }
+        assert_eq!(*order.lock().unwrap(), (0..20).collect::<Vec<_>>());
+
+        let (go, gate) = std::sync::mpsc::channel::<()>();
+        let (begun, has_begun) = oneshot::channel();
+        let running = pool.run(move |_| begun.send(()).is_ok() && gate.recv().is_ok());
+        let waiting = pool.run(|_| ());
+        has_begun.await.unwrap();
+        drop(pool);
+        assert!(waiting.wait().await.is_err(), "nobody would run it");
+        go.send(()).unwrap();
+        assert!(running.wait().await.unwrap(), "what has begun is done");
     }
 }

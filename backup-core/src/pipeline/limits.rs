@@ -16,6 +16,9 @@ const PARTS_MAX: u64 = 10_000;
 const PART_BYTES_COUNTED: usize = 5 << 20;
 /// More threads than any machine gains from.
 const WORKERS_MAX: usize = 256;
+/// Chunks that a lane may have read before a worker is free for them, where there is memory for it: workers do not wait for a source that
+/// pauses.
+const SLOTS_AHEAD: usize = 1;
 /// More threads than this gain nothing while one stream is read.
 const WORKERS_DEFAULT_MAX: usize = 4;
 
@@ -91,15 +94,29 @@ impl Limits {
             workers * compression.context_bytes() + lanes.sum::<usize>()
         };
         let most = self.workers.get();
-        let memory = self.memory_bytes.unwrap_or(self.memory_default().max(need(most)));
+        let full = lanes.iter().filter(|share| **share == Share::Full).count().max(1);
+        let memory = self
+            .memory_bytes
+            .unwrap_or(self.memory_default().max(need(most) + full * SLOTS_AHEAD * 2 * self.slab_bytes()));
         let Some((workers, left)) = (1..=most).rev().find_map(|w| Some((w, memory.checked_sub(need(w))?))) else {
             return Err(Self::too_little(memory, need(1)));
         };
         let rope = compression.codec() == Codec::None;
-        let parts_shared = if rope { 0 } else { left / self.part_bytes };
-        let slots_more = if rope { left / lanes.len().max(1) / self.slab_bytes() } else { 0 };
-        let slots = |workers| self.lane_slots(compression, workers) + slots_more;
-        Ok(BackupPlan { workers, slots_full: slots(workers), slots_thin: slots(1), parts_shared, rope })
+        let (ahead_full, ahead_thin, parts_shared) = if rope {
+            let each = left / lanes.len().max(1) / self.slab_bytes();
+            (each, each, 0)
+        } else {
+            let each = (left / full / (2 * self.slab_bytes())).min(SLOTS_AHEAD);
+            (each, 0, (left - each * full * 2 * self.slab_bytes()) / self.part_bytes)
+        };
+        let slots = |workers| self.lane_slots(compression, workers);
+        Ok(BackupPlan {
+            workers,
+            slots_full: slots(workers) + ahead_full,
+            slots_thin: slots(1) + ahead_thin,
+            parts_shared,
+            rope,
+        })
     }
 
     /// Chunks of a lane between source and upload, so that `workers` have something to do.

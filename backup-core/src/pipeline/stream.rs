@@ -19,7 +19,7 @@ use super::limits::{BackupPlan, Share};
 use super::{Counters, Event, Limits, Observer};
 use crate::chunk::{Chunk, Cutter, RECORD_HEAD};
 use crate::clock::Clock;
-use crate::compress::Compression;
+use crate::compress::{Compression, Content};
 use crate::encrypt::{DataKey, SALT_LEN, Suite, VolumeKey, random, seal_record};
 use crate::error::{Error, Result, Stage};
 use crate::format::{Flag, FormatError, Header, ObjectName, Preamble, StreamEntry, VolumeEntry};
@@ -41,6 +41,7 @@ pub(super) struct Context {
     pub(super) wraps: Vec<Wrap>,
     pub(super) suite: Suite,
     pub(super) compression: Compression,
+    pub(super) content: Content,
     pub(super) limits: Limits,
     pub(super) plan: BackupPlan,
     pub(super) pool: ComputePool,
@@ -185,14 +186,17 @@ impl<'a> Reader<'a> {
         self.chunks += 1;
         self.bytes += len as u64;
         self.context.counters.add_plain(len);
-        let (compression, buffers) = (self.context.compression, self.context.buffers.clone());
+        let (compression, content, buffers) =
+            (self.context.compression, self.context.content, self.context.buffers.clone());
         let counters = Arc::clone(&self.context.counters);
         let record = self.context.pool.run(move |workspace| {
             let plain_len = u32::try_from(len).expect("a chunk is at most 2 MiB");
             let (mut buffer, content_len) = match (compression, chunk) {
                 (Compression::Zstd(level), chunk) => {
                     let mut out = buffers.lease();
-                    let n = workspace.compressor(level).compress(chunk.as_slice(), &mut out.slab_mut()[RECORD_HEAD..]);
+                    let n = workspace
+                        .compressor(level, content)
+                        .compress(chunk.as_slice(), &mut out.slab_mut()[RECORD_HEAD..]);
                     (out, n)
                 }
                 (Compression::None, Chunk::Owned(buffer)) => (buffer, len),

@@ -11,7 +11,7 @@ use super::epoch::Epoch;
 use super::local_file::{Digested, LocalFile};
 use super::{CHUNK_SIZE, Tools};
 use crate::chunk::RECORD_HEAD;
-use crate::compress::Compression;
+use crate::compress::{Compression, Content};
 use crate::encrypt::{SALT_LEN, Suite, VolumeKey, random, seal_record};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{Flag, Header, ObjectName, Preamble};
@@ -133,7 +133,9 @@ impl Sealing {
             let (mut buffer, content_len) = match compression {
                 Compression::Zstd(level) => {
                     let mut out = buffers.lease();
-                    let n = workspace.compressor(level).compress(plain.filled(), &mut out.slab_mut()[RECORD_HEAD..]);
+                    let n = workspace
+                        .compressor(level, Content::Any)
+                        .compress(plain.filled(), &mut out.slab_mut()[RECORD_HEAD..]);
                     (out, n)
                 }
                 Compression::None => (plain, plain_len),
