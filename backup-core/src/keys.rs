@@ -4,15 +4,57 @@
 //! header of every volume, so any one identity opens the backup, and a host that only holds recipients can write and not read.
 
 use std::fmt;
+use std::sync::Arc;
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, try_join_all};
 use serde::{Deserialize, Serialize};
 
 use crate::encrypt::DataKey;
 use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::format::ObjectName;
+use crate::repository::layout::TargetName;
 
 pub mod age;
 pub mod passphrase;
+
+/// What a data key is for. Recipients whose kind can do so bind their wraps to it, so that whoever may use a key of a key service or an HSM
+/// can be held to one target there. It is the same in every repository: a copy opens as the original does.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct EncryptionContext {
+    target: String,
+    purpose: &'static str,
+}
+
+impl EncryptionContext {
+    /// Of a backup of `target`.
+    pub fn of_backup(target: &TargetName) -> Self {
+        Self { target: target.as_str().to_owned(), purpose: "backup" }
+    }
+
+    /// Of the write-ahead log of `target`.
+    pub fn of_wal(target: &TargetName) -> Self {
+        Self { target: target.as_str().to_owned(), purpose: "wal" }
+    }
+
+    /// Of the object with this name.
+    pub fn of(name: &ObjectName) -> Self {
+        let (target, purpose) = match name {
+            ObjectName::Backup { target, .. } => (target, "backup"),
+            ObjectName::Wal { target, .. } => (target, "wal"),
+        };
+        Self { target: target.clone(), purpose }
+    }
+
+    /// The target's name.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// `backup` or `wal`.
+    pub fn purpose(&self) -> &'static str {
+        self.purpose
+    }
+}
 
 /// A data key wrapped for one recipient, as it stands in a volume header.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,41 +73,46 @@ pub trait Recipient: Send + Sync + fmt::Debug {
     /// The kind and public form, `("age", "age1…")`.
     fn describe(&self) -> (&'static str, String);
 
-    /// Wraps `key`. Errors are of kind [`ErrorKind::Key`], or [`ErrorKind::Unavailable`] when a key service could not be reached.
-    fn wrap<'a>(&'a self, key: &'a DataKey) -> BoxFuture<'a, Result<Wrap>>;
+    /// Wraps `key`, which is for `context`. Asks a key service at most once, so do it once for a key. Cancel safe.
+    ///
+    /// Errors are of kind [`ErrorKind::Key`], [`ErrorKind::Unavailable`] when a key service could not be reached, and
+    /// [`ErrorKind::Config`] when it knows the caller not at all.
+    fn wrap<'a>(&'a self, key: &'a DataKey, context: &'a EncryptionContext) -> BoxFuture<'a, Result<Wrap>>;
 }
 
 /// Something that can unwrap data keys.
 pub trait Identity: Send + Sync + fmt::Debug {
-    /// Unwraps `wrap`; `Ok(None)` when it was made for somebody else or is of another kind.
-    /// An error when it was made for this identity and cannot be opened.
-    fn unwrap<'a>(&'a self, wrap: &'a Wrap) -> BoxFuture<'a, Result<Option<DataKey>>>;
+    /// Unwraps `wrap`, which was found where `context` says; `Ok(None)` when it was made for somebody else or is of another kind.
+    /// An error when it was made for this identity and cannot be opened. Cancel safe.
+    fn unwrap<'a>(&'a self, wrap: &'a Wrap, context: &'a EncryptionContext) -> BoxFuture<'a, Result<Option<DataKey>>>;
 }
 
-/// Wraps `key` for all `recipients`; at least one is demanded.
-pub async fn wrap_for_all(key: &DataKey, recipients: &[std::sync::Arc<dyn Recipient>]) -> Result<Vec<Wrap>> {
+/// Wraps `key`, which is for `context`, for all `recipients` at once; at least one is demanded, and one that fails fails all. Cancel safe.
+pub async fn wrap_for_all(
+    key: &DataKey,
+    context: &EncryptionContext,
+    recipients: &[Arc<dyn Recipient>],
+) -> Result<Vec<Wrap>> {
     if recipients.is_empty() {
         return Err(no_recipient());
     }
-    let mut wraps = Vec::with_capacity(recipients.len());
-    for recipient in recipients {
-        wraps.push(recipient.wrap(key).await?);
-    }
-    Ok(wraps)
+    try_join_all(recipients.iter().map(|recipient| recipient.wrap(key, context))).await
 }
 
-/// Finds the data key with the id `data_key_id` among `wraps`, with any of `identities`.
+/// Finds the data key with the id `data_key_id` among `wraps`, which were found where `context` says, with any of `identities`.
 ///
-/// An unwrapped key whose id differs is refused: the wrap belongs to another backup.
+/// The identities are asked in their order, so name those first that need no network. One that fails does not keep the next from
+/// being asked. An unwrapped key whose id differs is refused: the wrap belongs to another backup. Cancel safe.
 pub async fn unwrap_any(
     data_key_id: &str,
     wraps: &[Wrap],
-    identities: &[std::sync::Arc<dyn Identity>],
+    context: &EncryptionContext,
+    identities: &[Arc<dyn Identity>],
 ) -> Result<DataKey> {
     let mut first_failure = None;
-    for wrap in wraps {
-        for identity in identities {
-            match identity.unwrap(wrap).await {
+    for identity in identities {
+        for wrap in wraps {
+            match identity.unwrap(wrap, context).await {
                 Ok(Some(key)) if key.id() == data_key_id => return Ok(key),
                 Ok(Some(_)) => {
                     first_failure.get_or_insert_with(|| {

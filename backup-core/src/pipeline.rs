@@ -40,7 +40,7 @@ use crate::compress::{Compression, Content, LEVEL_MAX, LEVEL_MIN};
 use crate::encrypt::{DataKey, Suite};
 use crate::error::{Error, Result, Stage};
 use crate::format::{Kind, Manifest, WRAPS_MAX};
-use crate::keys::{Recipient, wrap_for_all};
+use crate::keys::{EncryptionContext, Recipient, wrap_for_all};
 use crate::repository::Repository;
 use crate::repository::layout::{BackupId, StreamName, TargetName};
 use crate::source::{Lane, Single, Source};
@@ -222,7 +222,11 @@ impl Backup {
         let user = self.cancel;
         let run = async move {
             let data_key = DataKey::generate();
-            let wraps = wrap_for_all(&data_key, &self.recipients).await?;
+            let encryption_context = EncryptionContext::of_backup(&self.target);
+            let wraps = tokio::select! {
+                wraps = wrap_for_all(&data_key, &encryption_context, &self.recipients) => wraps?,
+                () = user.cancelled() => return Err(Error::cancelled(Stage::Keys)),
+            };
             let context = Context {
                 path: self.target.backup(&id),
                 repository: self.repository,

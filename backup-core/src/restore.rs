@@ -29,7 +29,7 @@ pub use writer::WriterSink;
 use crate::encrypt::DataKey;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{FormatError, MANIFEST_LEN_MAX, Manifest};
-use crate::keys::{Identity, Wrap, unwrap_any};
+use crate::keys::{EncryptionContext, Identity, Wrap, unwrap_any};
 use crate::pipeline::{ComputePool, Counters, DETAILS, Limits, Progress};
 use crate::repository::layout::BackupPath;
 use crate::repository::{Repository, no_backup, unreadable};
@@ -130,12 +130,13 @@ async fn unlock(
 ) -> Result<DataKey> {
     let firsts = manifest.streams.iter().filter_map(|stream| stream.volumes.first());
     let others = manifest.streams.iter().flat_map(|stream| stream.volumes.iter().skip(1));
+    let context = EncryptionContext::of_backup(&path.target);
     let mut first_failure = None;
     let mut refused: Option<Vec<Wrap>> = None;
     for volume in firsts.chain(others).take(HEADERS_TRIED) {
         let stored = Stored::listed(repository.clone(), path.named(&volume.path), volume.clone());
         let failure = match wraps_of(&stored, path, manifest).await {
-            Ok(wraps) => match unwrap_any(&manifest.data_key, &wraps, identities).await {
+            Ok(wraps) => match unwrap_any(&manifest.data_key, &wraps, &context, identities).await {
                 Ok(key) => return Ok(key),
                 Err(error) if error.kind() == ErrorKind::Integrity => {
                     Error::integrity(format!("{} is damaged at offset 0", stored.address())).with_source(error)

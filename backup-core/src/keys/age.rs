@@ -14,7 +14,7 @@ use age::{DecryptError, x25519};
 use futures::future::BoxFuture;
 use zeroize::Zeroizing;
 
-use super::{Identity, Recipient, Wrap};
+use super::{EncryptionContext, Identity, Recipient, Wrap};
 use crate::clock::Clock;
 use crate::durable;
 use crate::encrypt::{DATA_KEY_LEN, DataKey};
@@ -65,7 +65,7 @@ impl Recipient for AgeRecipient {
         (KIND, self.to_string())
     }
 
-    fn wrap<'a>(&'a self, key: &'a DataKey) -> BoxFuture<'a, Result<Wrap>> {
+    fn wrap<'a>(&'a self, key: &'a DataKey, _: &'a EncryptionContext) -> BoxFuture<'a, Result<Wrap>> {
         Box::pin(async move {
             let wrap = age::encrypt(&self.0, key.expose()).map_err(|e| {
                 Error::new(ErrorKind::Key, Stage::Keys, format!("could not wrap the data key for {self}"))
@@ -180,7 +180,7 @@ impl fmt::Debug for AgeIdentity {
 }
 
 impl Identity for AgeIdentity {
-    fn unwrap<'a>(&'a self, wrap: &'a Wrap) -> BoxFuture<'a, Result<Option<DataKey>>> {
+    fn unwrap<'a>(&'a self, wrap: &'a Wrap, _: &'a EncryptionContext) -> BoxFuture<'a, Result<Option<DataKey>>> {
         Box::pin(async move { self.unwrap_now(wrap) })
     }
 }
@@ -270,16 +270,20 @@ mod tests {
     use crate::clock::SystemClock;
     use crate::keys::{unwrap_any, wrap_for_all};
 
+    fn context() -> EncryptionContext {
+        EncryptionContext::of_backup(&"app".parse().unwrap())
+    }
+
     #[tokio::test]
     async fn each_of_several_recipients_opens_alone() {
         let key = DataKey::generate();
         let identities = [AgeIdentity::generate(), AgeIdentity::generate(), AgeIdentity::generate()];
         let recipients: Vec<Arc<dyn Recipient>> =
             identities.iter().map(|i| Arc::new(i.recipients().remove(0)) as Arc<dyn Recipient>).collect();
-        let wraps = wrap_for_all(&key, &recipients).await.unwrap();
+        let wraps = wrap_for_all(&key, &context(), &recipients).await.unwrap();
         assert_eq!(wraps.len(), 3);
         for identity in identities {
-            let opened = unwrap_any(&key.id(), &wraps, &[Arc::new(identity)]).await.unwrap();
+            let opened = unwrap_any(&key.id(), &wraps, &context(), &[Arc::new(identity)]).await.unwrap();
             assert_eq!(opened, key);
         }
     }
@@ -288,13 +292,13 @@ mod tests {
     async fn a_stranger_opens_nothing_and_learns_who_can() {
         let key = DataKey::generate();
         let recipient = AgeIdentity::generate().recipients().remove(0);
-        let wraps = [recipient.wrap(&key).await.unwrap()];
+        let wraps = [recipient.wrap(&key, &context()).await.unwrap()];
         let stranger = AgeIdentity::generate();
-        assert!(stranger.unwrap(&wraps[0]).await.unwrap().is_none());
-        let error = unwrap_any(&key.id(), &wraps, &[Arc::new(stranger)]).await.unwrap_err();
+        assert!(stranger.unwrap(&wraps[0], &context()).await.unwrap().is_none());
+        let error = unwrap_any(&key.id(), &wraps, &context(), &[Arc::new(stranger)]).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Key);
         assert!(error.hint().unwrap().contains(&recipient.to_string()), "{:?}", error.hint());
-        let error = unwrap_any(&key.id(), &wraps, &[]).await.unwrap_err();
+        let error = unwrap_any(&key.id(), &wraps, &context(), &[]).await.unwrap_err();
         assert_eq!(
             (error.kind(), error.to_string().as_str()),
             (ErrorKind::Key, "no identity was given to decrypt with")
@@ -305,13 +309,13 @@ mod tests {
     async fn a_damaged_wrap_is_reported_by_the_identity_that_it_was_made_for() {
         let key = DataKey::generate();
         let identity = AgeIdentity::generate();
-        let whole = identity.recipients()[0].wrap(&key).await.unwrap();
+        let whole = identity.recipients()[0].wrap(&key, &context()).await.unwrap();
         for at in 0..whole.wrap.len() {
             let mut damaged = whole.clone();
             damaged.wrap[at] ^= 1;
-            let error = identity.unwrap(&damaged).await.unwrap_err();
+            let error = identity.unwrap(&damaged, &context()).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Integrity, "byte {at}");
-            assert!(AgeIdentity::generate().unwrap(&damaged).await.unwrap().is_none());
+            assert!(AgeIdentity::generate().unwrap(&damaged, &context()).await.unwrap().is_none());
         }
     }
 
@@ -322,7 +326,7 @@ mod tests {
         for len in [0, DATA_KEY_LEN - 1, DATA_KEY_LEN + 1] {
             let wrap = age::encrypt(&recipient.0, &vec![7; len]).unwrap();
             let wrap = Wrap { kind: KIND.to_owned(), recipient: recipient.to_string(), wrap };
-            assert_eq!(identity.unwrap(&wrap).await.unwrap_err().kind(), ErrorKind::Integrity);
+            assert_eq!(identity.unwrap(&wrap, &context()).await.unwrap_err().kind(), ErrorKind::Integrity);
         }
     }
 

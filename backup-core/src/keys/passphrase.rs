@@ -10,7 +10,7 @@ use age::secrecy::SecretString;
 use age::{DecryptError, scrypt};
 use futures::future::BoxFuture;
 
-use super::{Identity, Recipient, Wrap};
+use super::{EncryptionContext, Identity, Recipient, Wrap};
 use crate::encrypt::DataKey;
 use crate::error::{Error, ErrorKind, Result, Stage};
 
@@ -70,7 +70,7 @@ impl Recipient for PassphraseRecipient {
         (KIND, KIND.to_owned())
     }
 
-    fn wrap<'a>(&'a self, key: &'a DataKey) -> BoxFuture<'a, Result<Wrap>> {
+    fn wrap<'a>(&'a self, key: &'a DataKey, _: &'a EncryptionContext) -> BoxFuture<'a, Result<Wrap>> {
         let (passphrase, key) = (self.0.clone(), key.clone());
         Box::pin(off_the_async_threads(move || {
             let mut recipient = scrypt::Recipient::new(passphrase.secret());
@@ -103,7 +103,7 @@ impl fmt::Debug for PassphraseIdentity {
 
 impl Identity for PassphraseIdentity {
     /// As for every identity. A wrong passphrase cannot be told from a wrap made with another one: both are `Ok(None)`.
-    fn unwrap<'a>(&'a self, wrap: &'a Wrap) -> BoxFuture<'a, Result<Option<DataKey>>> {
+    fn unwrap<'a>(&'a self, wrap: &'a Wrap, _: &'a EncryptionContext) -> BoxFuture<'a, Result<Option<DataKey>>> {
         if wrap.kind != KIND {
             return Box::pin(async { Ok(None) });
         }
@@ -145,6 +145,10 @@ mod tests {
     use crate::keys::age::AgeIdentity;
     use crate::keys::{unwrap_any, wrap_for_all};
 
+    fn context() -> EncryptionContext {
+        EncryptionContext::of_backup(&"app".parse().unwrap())
+    }
+
     #[tokio::test]
     async fn passphrases_and_keys_mix_and_each_opens_alone() {
         let key = DataKey::generate();
@@ -154,7 +158,7 @@ mod tests {
             Arc::new(age.recipients().remove(0)),
             Arc::new(PassphraseRecipient::new("battery staple".to_owned()).unwrap()),
         ];
-        let wraps = wrap_for_all(&key, &recipients).await.unwrap();
+        let wraps = wrap_for_all(&key, &context(), &recipients).await.unwrap();
         assert_eq!((wraps[0].kind.as_str(), wraps[0].recipient.as_str()), ("passphrase", "passphrase"));
         let identities: [Arc<dyn Identity>; 3] = [
             Arc::new(PassphraseIdentity::new("correct horse".to_owned())),
@@ -162,12 +166,12 @@ mod tests {
             Arc::new(age),
         ];
         for identity in identities {
-            assert_eq!(unwrap_any(&key.id(), &wraps, &[identity]).await.unwrap(), key);
+            assert_eq!(unwrap_any(&key.id(), &wraps, &context(), &[identity]).await.unwrap(), key);
         }
 
         let wrong = Arc::new(PassphraseIdentity::new("incorrect horse".to_owned()));
-        assert!(wrong.unwrap(&wraps[0]).await.unwrap().is_none());
-        let error = unwrap_any(&key.id(), &wraps, &[wrong]).await.unwrap_err();
+        assert!(wrong.unwrap(&wraps[0], &context()).await.unwrap().is_none());
+        let error = unwrap_any(&key.id(), &wraps, &context(), &[wrong]).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Key);
         assert!(error.hint().unwrap().contains("passphrase"), "{:?}", error.hint());
     }
@@ -175,12 +179,12 @@ mod tests {
     #[tokio::test]
     async fn a_header_that_asks_for_hours_of_work_is_refused_at_once() {
         let recipient = PassphraseRecipient::new("correct horse".to_owned()).unwrap();
-        let mut wrap = recipient.wrap(&DataKey::generate()).await.unwrap();
+        let mut wrap = recipient.wrap(&DataKey::generate(), &context()).await.unwrap();
         let at = wrap.wrap.windows(4).position(|w| w == b" 17\n").unwrap();
         let identity = PassphraseIdentity::new("correct horse".to_owned());
         for factor in ["19", "63", "64", "99"] {
             wrap.wrap[at + 1..at + 3].copy_from_slice(factor.as_bytes());
-            let error = identity.unwrap(&wrap).await.unwrap_err();
+            let error = identity.unwrap(&wrap, &context()).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Integrity);
             assert!(error.to_string().contains(factor), "{error}");
         }

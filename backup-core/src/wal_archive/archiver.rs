@@ -11,7 +11,7 @@ use object_store::{ObjectStoreExt, PutPayload};
 use tokio_util::sync::CancellationToken;
 
 use super::ahead::{Ahead, Mark};
-use super::epoch::Epochs;
+use super::epoch::{Epoch, Epochs};
 use super::local_file::{Digested, LocalFile};
 use super::reference::Reference;
 use super::seal::{Sealing, Unsealed, Written};
@@ -21,6 +21,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::compress::Compression;
 use crate::encrypt::Suite;
 use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::keys::EncryptionContext;
 use crate::postgres::wal::{SegmentName, SystemIdentifier, WalFile};
 use crate::repository::Repository;
 use crate::repository::layout::{TailPiece, TargetName, WalPath};
@@ -180,12 +181,21 @@ impl Archiver {
         let archive = self.0.target.wal_of(cluster);
         let file = LocalFile::received(WalFile::Segment(segment), cluster, bytes);
         let digested = file.digest(&self.0.tools).await?;
-        let epoch = self.0.epochs.next().await?;
+        let epoch = self.epoch().await?;
         let name = archive.tail_piece_name(segment, piece);
         let path = archive.tail_piece(segment, piece);
         let unsealed = Unsealed { file: &file, digested: &digested, name, epoch: &epoch };
         let paths = (path.clone(), path);
         self.sealing().write(&self.0.repository, paths, &unsealed, self.0.stop.cancelled()).await.map(drop)
+    }
+
+    /// The data key for one more file.
+    async fn epoch(&self) -> Result<Arc<Epoch>> {
+        let context = EncryptionContext::of_wal(&self.0.target);
+        tokio::select! {
+            epoch = self.0.epochs.next(&context) => epoch,
+            () = self.0.stop.cancelled() => Err(Error::cancelled(Stage::Keys)),
+        }
     }
 
     pub(super) fn repository(&self) -> &Repository {
@@ -245,7 +255,7 @@ impl Archiver {
         digested: &Digested,
         stop: &CancellationToken,
     ) -> Result<Written> {
-        let epoch = self.0.epochs.next().await?;
+        let epoch = self.epoch().await?;
         let unsealed = Unsealed { file, digested, name: archive.name(file.name), epoch: &epoch };
         let paths = (archive.file(file.name), archive.large_file(file.name));
         let written = self.sealing().write(&self.0.repository, paths, &unsealed, stop.cancelled()).await?;

@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 use crate::encrypt::DataKey;
 use crate::error::{Error, Result};
 use crate::format::WRAPS_MAX;
-use crate::keys::{Recipient, Wrap, wrap_for_all};
+use crate::keys::{EncryptionContext, Recipient, Wrap, wrap_for_all};
 
 /// How long one data key serves.
 const LIFETIME: Duration = Duration::from_secs(60 * 60);
@@ -51,15 +51,15 @@ impl Epochs {
         }
     }
 
-    /// The key for one more file.
-    pub(super) async fn next(&self) -> Result<Arc<Epoch>> {
+    /// The key for one more file, of an archive whose context is always the same. Cancel safe.
+    pub(super) async fn next(&self, context: &EncryptionContext) -> Result<Arc<Epoch>> {
         let mut current = self.current.lock().await;
         if let Some(current) = current.as_mut().filter(|c| c.files < FILES_MAX && c.begun.elapsed() < LIFETIME) {
             current.files += 1;
             return Ok(Arc::clone(&current.epoch));
         }
         let data_key = DataKey::generate();
-        let wraps = wrap_for_all(&data_key, &self.recipients).await?;
+        let wraps = wrap_for_all(&data_key, context, &self.recipients).await?;
         let epoch = Arc::new(Epoch { data_key, wraps });
         *current = Some(Current { epoch: Arc::clone(&epoch), begun: Instant::now(), files: 1 });
         Ok(epoch)
@@ -81,11 +81,12 @@ mod tests {
     async fn a_key_serves_so_many_files_and_no_more() {
         let recipient: Arc<dyn Recipient> = Arc::new(AgeIdentity::generate().recipients().remove(0));
         let epochs = Epochs::new(vec![recipient]).unwrap();
-        let first = epochs.next().await.unwrap();
+        let context = EncryptionContext::of_wal(&"main".parse().unwrap());
+        let first = epochs.next(&context).await.unwrap();
         for _ in 1..FILES_MAX {
-            assert!(Arc::ptr_eq(&first, &epochs.next().await.unwrap()));
+            assert!(Arc::ptr_eq(&first, &epochs.next(&context).await.unwrap()));
         }
-        let second = epochs.next().await.unwrap();
+        let second = epochs.next(&context).await.unwrap();
         assert_ne!(first.data_key.id(), second.data_key.id());
         assert!(Epochs::new(Vec::new()).is_err());
     }

@@ -16,7 +16,7 @@ use crate::encrypt::DataKey;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::Header;
 use crate::format::Place;
-use crate::keys::{Identity, unwrap_any};
+use crate::keys::{EncryptionContext, Identity, unwrap_any};
 use crate::restore::volume::OpenVolume;
 
 /// More keys than are needed at once; then they are unwrapped again.
@@ -43,7 +43,8 @@ impl DataKeys {
         if let Some(key) = known.get(&header.data_key) {
             return Ok(key.clone());
         }
-        let key = unwrap_any(&header.data_key, &header.wraps, &self.identities).await?;
+        let key =
+            unwrap_any(&header.data_key, &header.wraps, &EncryptionContext::of(&header.name), &self.identities).await?;
         if known.len() >= KEYS_KNOWN_MAX {
             known.clear();
         }
