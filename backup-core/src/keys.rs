@@ -15,7 +15,11 @@ use crate::format::ObjectName;
 use crate::repository::layout::TargetName;
 
 pub mod age;
+#[cfg(feature = "kms")]
+pub mod kms;
 pub mod passphrase;
+#[cfg(feature = "pkcs11")]
+pub mod pkcs11;
 
 /// What a data key is for. Recipients whose kind can do so bind their wraps to it, so that whoever may use a key of a key service or an HSM
 /// can be held to one target there. It is the same in every repository: a copy opens as the original does.
@@ -59,9 +63,9 @@ impl EncryptionContext {
 /// A data key wrapped for one recipient, as it stands in a volume header.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wrap {
-    /// Which kind of recipient: `age`, `passphrase`. Readers skip kinds that they do not know.
+    /// Which kind of recipient: `age`, `passphrase`, `kms`, `pkcs11`. Readers skip kinds that they do not know.
     pub kind: String,
-    /// The recipient in public form, for people and for choosing an identity: `age1…`.
+    /// The recipient in public form, for people and for choosing an identity: `age1…`, `kms:arn:…`.
     pub recipient: String,
     /// The wrapped key, in the form of its kind.
     #[serde(with = "crate::format::base64_bytes")]
@@ -70,7 +74,7 @@ pub struct Wrap {
 
 /// Something a data key can be wrapped for. Needs no secret, except for passphrases.
 pub trait Recipient: Send + Sync + fmt::Debug {
-    /// The kind and public form, `("age", "age1…")`.
+    /// The kind and public form, `("age", "age1…")`. A wrap may name its recipient more precisely: the key instead of its alias.
     fn describe(&self) -> (&'static str, String);
 
     /// Wraps `key`, which is for `context`. Asks a key service at most once, so do it once for a key. Cancel safe.
@@ -85,6 +89,67 @@ pub trait Identity: Send + Sync + fmt::Debug {
     /// Unwraps `wrap`, which was found where `context` says; `Ok(None)` when it was made for somebody else or is of another kind.
     /// An error when it was made for this identity and cannot be opened. Cancel safe.
     fn unwrap<'a>(&'a self, wrap: &'a Wrap, context: &'a EncryptionContext) -> BoxFuture<'a, Result<Option<DataKey>>>;
+}
+
+/// Reads a recipient of any kind that is given as text: `age1…`, `kms:arn:…`, `pkcs11:…`. Asks nobody.
+///
+/// # Errors
+/// `Config` when it is none, or of a kind that this build leaves out. Never repeats what it was given: people paste secrets by mistake.
+pub fn parse_recipient(text: &str) -> Result<Arc<dyn Recipient>> {
+    match kind_of(text) {
+        #[cfg(feature = "kms")]
+        "kms" => Ok(Arc::new(text.parse::<kms::KmsKey>()?)),
+        #[cfg(feature = "pkcs11")]
+        "pkcs11" => Ok(Arc::new(text.parse::<pkcs11::Pkcs11Key>()?)),
+        #[cfg(not(feature = "kms"))]
+        "kms" => Err(left_out("kms")),
+        #[cfg(not(feature = "pkcs11"))]
+        "pkcs11" => Err(left_out("pkcs11")),
+        _ => Ok(Arc::new(text.parse::<age::AgeRecipient>()?)),
+    }
+}
+
+/// Reads an identity that is no secret, only the name of a key elsewhere: `kms:arn:…`, `pkcs11:…`. Asks nobody. Those of age are in files
+/// ([`AgeIdentity::load`](age::AgeIdentity::load)).
+///
+/// # Errors
+/// As those of [`parse_recipient`].
+pub fn parse_identity(text: &str) -> Result<Arc<dyn Identity>> {
+    match kind_of(text) {
+        #[cfg(feature = "kms")]
+        "kms" => Ok(Arc::new(text.parse::<kms::KmsKey>()?)),
+        #[cfg(feature = "pkcs11")]
+        "pkcs11" => Ok(Arc::new(text.parse::<pkcs11::Pkcs11Key>()?)),
+        #[cfg(not(feature = "kms"))]
+        "kms" => Err(left_out("kms")),
+        #[cfg(not(feature = "pkcs11"))]
+        "pkcs11" => Err(left_out("pkcs11")),
+        _ => Err(Error::config("an identity that is not in a file is 'kms:arn:…' or 'pkcs11:…'")
+            .with_hint("a secret key of age is named by its file, with --identity-file or BACKUP_IDENTITY_FILE")),
+    }
+}
+
+/// What hosts that only write are given of the key `text`: an `age1…` or `kms:arn:…` as it is; of a `pkcs11:…` what its token says, with the
+/// public half if it has one. Asks the token. Cancel safe.
+///
+/// # Errors
+/// As those of [`parse_recipient`], and those of the token.
+pub async fn public_recipient(text: &str) -> Result<String> {
+    #[cfg(feature = "pkcs11")]
+    if kind_of(text) == "pkcs11" {
+        return Ok(text.parse::<pkcs11::Pkcs11Key>()?.public_recipient().await?.describe().1);
+    }
+    Ok(parse_recipient(text)?.describe().1)
+}
+
+fn kind_of(text: &str) -> &str {
+    text.trim().split_once(':').map_or("age", |(kind, _)| kind)
+}
+
+#[cfg(not(all(feature = "kms", feature = "pkcs11")))]
+fn left_out(kind: &str) -> Error {
+    Error::config(format!("this build has no support for keys of the kind '{kind}'"))
+        .with_hint(format!("build it with the feature '{kind}'"))
 }
 
 /// Wraps `key`, which is for `context`, for all `recipients` at once; at least one is demanded, and one that fails fails all. Cancel safe.
@@ -135,12 +200,20 @@ pub(crate) fn no_recipient() -> Error {
 }
 
 fn none_opens(wraps: &[Wrap], no_identity: bool) -> Error {
-    let who: Vec<String> = wraps.iter().map(|w| format!("{} {}", w.kind, w.recipient)).collect();
+    // Of the kinds that are known, the recipient tells the kind. What they say comes from the repository, so no line ends.
+    let name = |w: &Wrap| {
+        let name =
+            if w.recipient.starts_with(&w.kind) { w.recipient.clone() } else { format!("{} {}", w.kind, w.recipient) };
+        name.escape_debug().to_string()
+    };
+    let who: Vec<String> = wraps.iter().map(name).collect();
     let message = if no_identity {
         "no identity was given to decrypt with"
     } else {
         "none of the given identities can open this backup"
     };
-    Error::new(ErrorKind::Key, Stage::Keys, message)
-        .with_hint(format!("it was encrypted to: {}; name an identity file with --identity-file", who.join(", ")))
+    Error::new(ErrorKind::Key, Stage::Keys, message).with_hint(format!(
+        "it was encrypted to: {}; any one of them opens it: --identity-file for age, --identity for others",
+        who.join(", ")
+    ))
 }

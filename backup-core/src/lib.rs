@@ -102,7 +102,10 @@
 //!
 //! # Features
 //!
-//! None to choose: local directories, S3 and memory are always there, with TLS by rustls and no OpenSSL. Any other
+//! - `kms`: keys of AWS KMS (`keys::kms`).
+//! - `pkcs11`: keys on PKCS#11 tokens (`keys::pkcs11`); modules are loaded at run time.
+//!
+//! Both are off unless asked for. Local directories, S3 and memory are always there, with TLS by rustls and no OpenSSL. Any other
 //! [`ObjectStore`](object_store::ObjectStore) can be brought along ([`Location::store`](repository::Location::store)).
 //!
 //! # Stability

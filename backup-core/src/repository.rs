@@ -11,7 +11,7 @@ pub mod layout;
 mod local;
 mod location;
 mod put;
-mod s3;
+pub(crate) mod s3;
 pub mod verify;
 
 use std::fmt;

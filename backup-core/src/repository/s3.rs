@@ -1,6 +1,8 @@
 //! S3 and everything that speaks it.
 
 use std::collections::BTreeMap;
+#[cfg(feature = "kms")]
+use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey as Key, Checksum};
@@ -36,9 +38,9 @@ pub struct S3Options {
 }
 
 /// The environment as far as it matters here, taken once, so that tests can make one up.
-pub(super) type Environment = BTreeMap<String, String>;
+pub(crate) type Environment = BTreeMap<String, String>;
 
-pub(super) fn environment() -> Environment {
+pub(crate) fn environment() -> Environment {
     // Empty is unset: an empty session token would be sent and refused.
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -135,6 +137,19 @@ fn with_credentials(builder: AmazonS3Builder, profile: &Profile, environment: &E
             .with_hint("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"));
     }
     Ok(builder)
+}
+
+/// Credentials for another service of AWS, found as those for S3 are; and the endpoint that the profile names for all services.
+#[cfg(feature = "kms")]
+pub(crate) fn credentials(
+    region: &str,
+    environment: &Environment,
+) -> Result<(object_store::aws::AwsCredentialProvider, Option<String>)> {
+    let options = S3Options { region: Some(region.to_owned()), ..S3Options::default() };
+    // The name of a bucket is needed, and takes no part in it.
+    let store = connect("credentials", &options, environment)?;
+    let profile = Profile::load(|name| environment.get(name).cloned())?;
+    Ok((Arc::clone(store.credentials()), profile.endpoint))
 }
 
 fn client_options(ca_bundle: Option<String>) -> Result<ClientOptions> {

@@ -1,0 +1,78 @@
+//! How the SDK sends requests: by the HTTP client and the TLS stack that the rest of the program uses.
+
+use std::time::Duration;
+
+use aws_sdk_kms::config::SharedHttpClient;
+use aws_sdk_kms::config::http::{HttpRequest, HttpResponse};
+use aws_sdk_kms::error::{BoxError, ConnectorError};
+use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn};
+use aws_smithy_runtime_api::http::StatusCode;
+use reqwest::redirect::Policy;
+use reqwest::{Certificate, Client};
+
+use crate::error::{Error, Result, Stage};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// KMS answers with a few hundred bytes.
+const ANSWER_LEN_MAX: usize = 1 << 20;
+
+/// An HTTP client that trusts what the system trusts, and the certificates of `ca_bundle`, a file that `AWS_CA_BUNDLE` names. Blocks.
+pub(super) fn client(ca_bundle: Option<&str>) -> Result<SharedHttpClient> {
+    // reqwest is built without a provider of its own. An embedder may have installed another; that one will do.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut builder = Client::builder()
+        .user_agent(concat!("backup/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .redirect(Policy::none());
+    if let Some(path) = ca_bundle {
+        let unusable = || Error::config(format!("AWS_CA_BUNDLE: could not use {path}"));
+        let pem = std::fs::read(path).map_err(|e| unusable().with_source(e))?;
+        for certificate in Certificate::from_pem_bundle(&pem).map_err(|e| unusable().with_source(e))? {
+            builder = builder.add_root_certificate(certificate);
+        }
+    }
+    let client =
+        builder.build().map_err(|e| Error::internal(Stage::Keys, "could not set up an HTTP client").with_source(e))?;
+    let connector = SharedHttpConnector::new(Connector(client));
+    Ok(http_client_fn(move |_, _| connector.clone()))
+}
+
+#[derive(Debug, Clone)]
+struct Connector(Client);
+
+impl HttpConnector for Connector {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let client = self.0.clone();
+        HttpConnectorFuture::new(async move { send(&client, request).await })
+    }
+}
+
+async fn send(client: &Client, request: HttpRequest) -> Result<HttpResponse, ConnectorError> {
+    let user = |e: BoxError| ConnectorError::user(e);
+    let request = request.try_into_http1x().map_err(|e| user(e.into()))?;
+    let body = request.body().bytes().ok_or_else(|| user("a request to KMS has its body in memory".into()))?.to_vec();
+    let request = reqwest::Request::try_from(request.map(|_| body)).map_err(|e| user(e.into()))?;
+    let mut answer = client.execute(request).await.map_err(connector_error)?;
+    let status = answer.status();
+    let headers = answer.headers().clone();
+    let mut bytes = Vec::new();
+    while let Some(piece) = answer.chunk().await.map_err(connector_error)? {
+        if bytes.len() + piece.len() > ANSWER_LEN_MAX {
+            return Err(ConnectorError::other("the answer is too long to be one of KMS".into(), None));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    let status = StatusCode::try_from(status.as_u16()).map_err(|e| user(e.into()))?;
+    let mut response = HttpResponse::new(status, bytes.into());
+    for (name, value) in &headers {
+        // Those that are no text are none of KMS's.
+        if let Ok(value) = value.to_str() {
+            response.headers_mut().append(name.as_str().to_owned(), value.to_owned());
+        }
+    }
+    Ok(response)
+}
+
+fn connector_error(error: reqwest::Error) -> ConnectorError {
+    if error.is_timeout() { ConnectorError::timeout(error.into()) } else { ConnectorError::io(error.into()) }
+}
