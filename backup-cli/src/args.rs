@@ -72,7 +72,7 @@ First steps:
 
 Values come from flags, else from the environment, else from the configuration file, else from defaults; \
 'backup config show' tells which. S3 credentials come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, \
-AWS_SESSION_TOKEN, or web identity; PostgreSQL's from libpq's environment, service and password files.
+AWS_SESSION_TOKEN, or web identity, and those of AWS KMS too; PostgreSQL's from libpq's environment, service and password files.
 
 Exit codes:
   0  done                          10  not found
@@ -96,6 +96,10 @@ pub(crate) struct Globals {
     /// File with age identities (secret keys); repeatable [env: BACKUP_IDENTITY_FILE] [default: ~/.config/backup/identity.txt]
     #[arg(short, long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) identity_file: Vec<PathBuf>,
+
+    /// Key to open with that is not a file: kms:arn:… or pkcs11:…; repeatable [env: BACKUP_IDENTITIES, comma separated]
+    #[arg(long, global = true, value_name = "KEY", hide_short_help = true)]
+    pub(crate) identity: Vec<String>,
 
     /// File with a passphrase to encrypt to and to open with [env: BACKUP_PASSPHRASE_FILE]
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "passphrase_command")]
@@ -183,7 +187,7 @@ Examples:
   backup init --repo /var/backups
   backup init --repo s3://bucket/prefix --recipient age1…    # a host that can write and not read
 
-With no recipient and no passphrase, a key is made in ~/.config/backup/identity.txt, unless it is there already. \
+With no recipient, no passphrase and no --identity, a key is made in ~/.config/backup/identity.txt, unless it is there already. \
 Running it again changes nothing.")]
     Init(InitArgs),
 
@@ -252,7 +256,7 @@ one target.";
 /// Whom to encrypt to.
 #[derive(Debug, Args)]
 pub(crate) struct RecipientFlags {
-    /// Public key to encrypt to, age1…; repeatable [env: BACKUP_RECIPIENTS, comma separated] [default: those of the identity file]
+    /// Key to encrypt to: age1…, kms:arn:… or pkcs11:…; repeatable [env: BACKUP_RECIPIENTS, comma separated] [default: those of the identities]
     #[arg(short = 'R', long, value_name = "KEY")]
     pub(crate) recipient: Vec<String>,
 }

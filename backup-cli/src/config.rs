@@ -88,6 +88,8 @@ pub(crate) struct Config {
     pub(crate) recipients: Option<Setting<Vec<String>>>,
     /// With [`Origin::Default`], the one file where `init` makes a key: it need not exist.
     pub(crate) identity_files: Option<Setting<Vec<PathBuf>>>,
+    /// Keys to open with that are not files: `kms:…`, `pkcs11:…`.
+    pub(crate) identities: Option<Setting<Vec<String>>>,
     pub(crate) passphrase: Option<Setting<PassphraseFrom>>,
     pub(crate) memory: Option<Setting<ByteSize>>,
     pub(crate) workers: Option<Setting<NonZeroUsize>>,
@@ -155,10 +157,16 @@ impl Config {
             recipients: layers.pick(
                 &Names { flag: "--recipient", env: &["BACKUP_RECIPIENTS"] },
                 recipients.map(|r| r.recipient.clone()).filter(|r| !r.is_empty()),
-                |v| Ok(v.split(',').map(|r| r.trim().to_owned()).filter(|r| !r.is_empty()).collect()),
+                list,
                 |f| f.values.recipients.as_ref(),
             )?,
             identity_files: layers.identity_files(globals)?,
+            identities: layers.pick(
+                &Names { flag: "--identity", env: &["BACKUP_IDENTITIES"] },
+                Some(globals.identity.clone()).filter(|keys| !keys.is_empty()),
+                list,
+                |f| f.values.identities.as_ref(),
+            )?,
             passphrase: layers.passphrase(globals)?,
             memory: layers.pick(
                 &Names { flag: "--memory", env: &["BACKUP_MEMORY"] },
@@ -304,6 +312,11 @@ fn target_flag(command: &Command) -> Option<&TargetFlag> {
 
 fn text(value: &str) -> Result<String, String> {
     Ok(value.to_owned())
+}
+
+/// Where a comma is part of a value, it is written `%2C`.
+fn list(value: &str) -> Result<Vec<String>, String> {
+    Ok(value.split(',').map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect())
 }
 
 fn path(value: &str) -> Result<PathBuf, String> {

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 
-use backup_core::keys::age::{AgeIdentity, AgeRecipient};
+use backup_core::keys::age::AgeIdentity;
 use backup_core::keys::passphrase::{PassphraseIdentity, PassphraseRecipient};
-use backup_core::keys::{Identity, Recipient};
+use backup_core::keys::{self, Identity, Recipient};
 use backup_core::{Error, ErrorKind, Result, Stage};
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
@@ -24,10 +24,7 @@ const SECRET_LEN_MAX: usize = 64 * 1024;
 ///
 /// May be empty: the pipeline refuses that, and says what to do.
 pub(crate) async fn recipients(config: &Config) -> Result<Vec<Arc<dyn Recipient>>> {
-    let mut recipients: Vec<Arc<dyn Recipient>> = Vec::new();
-    for recipient in configured_recipients(config)? {
-        recipients.push(Arc::new(recipient));
-    }
+    let mut recipients = configured_recipients(config)?;
     if let Some(setting) = &config.passphrase {
         recipients.push(Arc::new(PassphraseRecipient::new(passphrase(&setting.value).await?)?));
     }
@@ -37,37 +34,48 @@ pub(crate) async fn recipients(config: &Config) -> Result<Vec<Arc<dyn Recipient>
                 recipients.push(Arc::new(recipient));
             }
         }
+        recipients.extend(each(config.identities.as_ref(), keys::parse_recipient)?);
     }
     Ok(recipients)
 }
 
 /// The recipients that are named by flag, environment or file.
-pub(crate) fn configured_recipients(config: &Config) -> Result<Vec<AgeRecipient>> {
-    let Some(setting) = &config.recipients else { return Ok(Vec::new()) };
+pub(crate) fn configured_recipients(config: &Config) -> Result<Vec<Arc<dyn Recipient>>> {
+    let mut recipients = each(config.recipients.as_ref(), keys::parse_recipient)?;
+    // Named twice, by a file for many hosts and a template say, is meant once.
+    let mut seen = HashSet::new();
+    recipients.retain(|recipient| seen.insert(recipient.describe()));
+    Ok(recipients)
+}
+
+/// The identities that are named by flag, environment or file, and lie in none.
+pub(crate) fn configured_identities(config: &Config) -> Result<Vec<Arc<dyn Identity>>> {
+    each(config.identities.as_ref(), keys::parse_identity)
+}
+
+/// Reads each of the texts of a setting; errors say where it came from.
+fn each<T>(setting: Option<&Setting<Vec<String>>>, parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>> {
+    let Some(setting) = setting else { return Ok(Vec::new()) };
     let parse = |text: &String| {
-        text.parse().map_err(|e: Error| {
+        parse(text).map_err(|e| {
             let hint = e.hint().unwrap_or_default().to_owned();
             Error::config(format!("{}: {e}", setting.origin)).with_hint(hint)
         })
     };
-    let mut recipients = setting.value.iter().map(parse).collect::<Result<Vec<AgeRecipient>>>()?;
-    // Named twice, by a file for many hosts and a template say, is meant once.
-    let mut seen = HashSet::new();
-    recipients.retain(|recipient| seen.insert(recipient.to_string()));
-    Ok(recipients)
+    setting.value.iter().map(parse).collect()
 }
 
-/// With what to open backups; at least one.
+/// With what to open; at least one. Where an absent identity has to be an error before anything is looked for.
 pub(crate) async fn identities(config: &Config) -> Result<Vec<Arc<dyn Identity>>> {
     let identities = identities_at_hand(config).await?;
     if identities.is_empty() {
-        let hint = "give the identity file with --identity-file or BACKUP_IDENTITY_FILE, or a passphrase with --passphrase-file";
+        let hint = "give the identity file with --identity-file or BACKUP_IDENTITY_FILE, another key with --identity, or a passphrase with --passphrase-file";
         return Err(key_error("no identity to open the backup with").with_hint(hint));
     }
     Ok(identities)
 }
 
-/// With what to open backups; may be none.
+/// With what to open backups, first what needs no network; may be none. Opening a backup with none says who could.
 pub(crate) async fn identities_at_hand(config: &Config) -> Result<Vec<Arc<dyn Identity>>> {
     let mut identities: Vec<Arc<dyn Identity>> = Vec::new();
     for identity in age_identities(config)? {
@@ -76,6 +84,7 @@ pub(crate) async fn identities_at_hand(config: &Config) -> Result<Vec<Arc<dyn Id
     if let Some(setting) = &config.passphrase {
         identities.push(Arc::new(PassphraseIdentity::new(passphrase(&setting.value).await?)));
     }
+    identities.extend(configured_identities(config)?);
     Ok(identities)
 }
 

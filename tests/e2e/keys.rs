@@ -1,5 +1,9 @@
 //! Who can read a backup, and what those are told who cannot.
 
+mod hsm;
+mod kms;
+mod together;
+
 use std::os::unix::fs::PermissionsExt;
 
 use backup_core::keys::age::AgeIdentity;
@@ -21,7 +25,10 @@ fn a_host_with_recipients_alone_can_write_and_verify_and_not_read() {
     host.backup(["verify", "app"]).run().succeeded();
     let restored = host.backup(["restore", "app", "--to-stdout"]).run().failed(12).hinting("--identity-file");
     assert_eq!(restored.stdout(), b"");
-    host.backup(["verify", "app", "--deep"]).run().failed(12).hinting("--identity-file");
+    // It says who could.
+    let recipient = identity.recipients()[0].to_string();
+    restored.saying("no identity").hinting(&recipient);
+    host.backup(["verify", "app", "--deep"]).run().failed(12).hinting(&recipient);
 
     let file = host.path("secret.txt");
     identity.create_file(&file, &backup_core::clock::SystemClock).unwrap();

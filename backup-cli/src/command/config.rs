@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use backup_core::Result;
-use backup_core::keys::age::AgeRecipient;
+use backup_core::keys::parse_recipient;
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -48,6 +48,7 @@ async fn check(app: &App) -> Result<Exit> {
     location(&app.config)?;
     keys::configured_recipients(&app.config)?;
     keys::age_identities(&app.config)?;
+    keys::configured_identities(&app.config)?;
     keys::check_passphrase_file(&app.config).await?;
     app.config.targets.iter().try_for_each(|target| target.input.check())?;
     app.output.note("the configuration is sound");
@@ -95,11 +96,11 @@ fn entries(config: &Config) -> Vec<Entry> {
         PassphraseFrom::Command(command) => Some(program(command)),
         PassphraseFrom::File(_) => None,
     });
-    let recipients = entry("recipients", config.recipients.as_ref(), |keys| {
-        keys.iter().map(|key| recipient(key)).collect::<Vec<_>>().join(", ")
-    });
-    let recipients = if config.passphrase.is_none() && config.identity_files.is_some() {
-        recipients.or("those of the identity files")
+    let names = |keys: &Vec<String>| keys.iter().map(|key| recipient(key)).collect::<Vec<_>>().join(", ");
+    let recipients = entry("recipients", config.recipients.as_ref(), names);
+    let has_identities = config.identity_files.is_some() || config.identities.is_some();
+    let recipients = if config.passphrase.is_none() && has_identities {
+        recipients.or("those of the identities")
     } else {
         recipients
     };
@@ -110,6 +111,7 @@ fn entries(config: &Config) -> Vec<Entry> {
         plain("repository.s3.path_style", config.s3.path_style.as_ref()).or("true with an endpoint of one's own"),
         recipients,
         entry("identity_files", config.identity_files.as_ref(), files),
+        entry("identities", config.identities.as_ref(), names),
         plain("passphrase_file", file.as_ref()),
         plain("passphrase_command", command.as_ref()),
         plain("memory", config.memory.as_ref()).or("what suits the repository and the level"),
@@ -138,7 +140,7 @@ fn program(command: &str) -> String {
 
 /// What is no recipient may be a secret key that was pasted here by mistake.
 fn recipient(text: &str) -> String {
-    text.parse::<AgeRecipient>().map_or_else(|_| "(not a recipient)".to_owned(), |recipient| recipient.to_string())
+    parse_recipient(text).map_or_else(|_| "(not a recipient)".to_owned(), |recipient| recipient.describe().1)
 }
 
 fn value_name<T: ValueEnum>(value: &T) -> String {

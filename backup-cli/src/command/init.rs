@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use backup_core::clock::SystemClock;
 use backup_core::keys::age::AgeIdentity;
+use backup_core::keys::public_recipient;
 use backup_core::repository::{Init, Location, Repository};
 use backup_core::{Error, Result};
 use serde::Serialize;
@@ -15,7 +16,7 @@ use crate::exit::Exit;
 use crate::keys;
 use crate::style::BOLD;
 
-use super::location;
+use super::{location, or_cancelled};
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
@@ -38,7 +39,15 @@ enum Key {
 
 pub(crate) async fn run(app: &App, args: &InitArgs) -> Result<Exit> {
     let location = location(&app.config)?;
-    let recipients: Vec<String> = keys::configured_recipients(&app.config)?.iter().map(ToString::to_string).collect();
+    let mut recipients: Vec<String> =
+        keys::configured_recipients(&app.config)?.iter().map(|recipient| recipient.describe().1).collect();
+    if let (true, Some(identities)) = (recipients.is_empty(), &app.config.identities) {
+        keys::configured_identities(&app.config)?;
+        for identity in &identities.value {
+            // What a host needs that only writes: of a key on a token, the public half.
+            recipients.push(or_cancelled(app, public_recipient(identity)).await?);
+        }
+    }
     let identity_file = if recipients.is_empty() && app.config.passphrase.is_none() {
         Some(identity_file(app, &location)?)
     } else {

@@ -74,7 +74,7 @@ pub(crate) async fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
 }
 
 async fn prepare(app: &App, args: &RestoreArgs, database: Option<ConnInfo>) -> Result<Prepared> {
-    let identities = keys::identities(&app.config).await?;
+    let identities = keys::identities_at_hand(&app.config).await?;
     let repository = Repository::open(&location(&app.config)?).await?;
     let limits = limits(&app.config, &repository)?;
     let found = repository.resolve(&args.reference).await?;

@@ -154,7 +154,8 @@ async fn verify_all(
     counters: &Counters,
     outcomes: &mut Vec<Outcome>,
 ) -> Result<()> {
-    let identities = if args.deep { or_cancelled(app, keys::identities(&app.config)).await? } else { Vec::new() };
+    let identities =
+        if args.deep { or_cancelled(app, keys::identities_at_hand(&app.config)).await? } else { Vec::new() };
     let limits = limits(&app.config, repository)?;
     for outcome in &*outcomes {
         outcome.tell(app, args)?;

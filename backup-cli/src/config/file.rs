@@ -35,6 +35,7 @@ pub(crate) struct Values {
     pub(crate) repository: Repository,
     pub(crate) recipients: Option<Spanned<Vec<String>>>,
     pub(crate) identity_files: Option<Spanned<Vec<PathBuf>>>,
+    pub(crate) identities: Option<Spanned<Vec<String>>>,
     pub(crate) passphrase_file: Option<Spanned<PathBuf>>,
     pub(crate) passphrase_command: Option<Spanned<String>>,
     pub(crate) memory: Option<Spanned<ByteSize>>,

@@ -95,7 +95,7 @@ async fn prepare(
     warnings: &Warnings,
 ) -> Result<(ClusterRestore, Plan)> {
     let WantedCluster { repository, found, settings } = wanted;
-    let identities = keys::identities(&app.config).await?;
+    let identities = keys::identities_at_hand(&app.config).await?;
     let target = &found.path.target;
     let candidates = candidates(repository, found, &args.reference).await?;
     let archives: Archives = archives(repository, target, &identities, candidates.iter().map(|c| &c.cluster)).await?;

@@ -128,6 +128,9 @@ fn restore_command(app: &App, target: &TargetName, standby: bool) -> Result<(Res
             identity_files.push(path);
         }
     }
+    for identity in elsewhere(&config.identities).into_iter().flatten() {
+        add("--identity", identity.clone());
+    }
     match elsewhere(&config.passphrase) {
         Some(PassphraseFrom::File(path)) => add("--passphrase-file", absolute(path)?.1),
         Some(PassphraseFrom::Command(_)) => {
