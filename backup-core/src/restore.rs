@@ -141,7 +141,8 @@ async fn unlock(
                 Err(error) if error.kind() == ErrorKind::Integrity => {
                     Error::integrity(format!("{} is damaged at offset 0", stored.address())).with_source(error)
                 }
-                Err(error) if refused.as_ref() == Some(&wraps) => return Err(error),
+                // A key service that is away is away for the next header, too.
+                Err(error) if error.kind() != ErrorKind::Key || refused.as_ref() == Some(&wraps) => return Err(error),
                 Err(error) => {
                     refused = Some(wraps);
                     error

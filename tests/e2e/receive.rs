@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use backup_tests::host::{Host, Running};
+use backup_tests::kms::Kms;
 use backup_tests::postgres::{NewServer, Server};
 use rustix::process::Signal;
 
@@ -85,6 +86,28 @@ async fn same(host: &Host, server: &Server, lsn: &str) {
 
 fn files(host: &Host, part: &str) -> Vec<String> {
     host.stored().into_iter().filter(|name| name.contains(part)).collect()
+}
+
+#[tokio::test]
+async fn a_key_service_is_asked_once_for_all_that_is_received() {
+    let (server, mut host) = world(15);
+    let kms = Kms::start();
+    kms.serve(&mut host);
+    // A host that cannot read what it receives.
+    std::fs::remove_file(host.identity_file()).unwrap();
+    host.set("BACKUP_RECIPIENTS", kms.key("eu-central-1"));
+    let running = receive(&host, &server, &[]);
+    received_from(&server).await;
+    for _ in 0..3 {
+        write(&server).await;
+        durable(&server, &position(&server).await).await;
+    }
+    running.signal(Signal::TERM);
+    running.wait().succeeded();
+    assert!(files(&host, ".vol").len() > 4, "several objects: {:?}", host.stored());
+    let asked = kms.asked();
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    assert_eq!(asked[0].body["EncryptionContext"], serde_json::json!({ "target": "db", "purpose": "wal" }));
 }
 
 #[tokio::test]

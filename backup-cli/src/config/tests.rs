@@ -42,6 +42,23 @@ fn flags_win_over_environment_over_file_over_default() {
 }
 
 #[test]
+fn identities_that_are_no_files_are_lists_on_every_layer() {
+    let file = "identities = [\"kms:arn:file\"]\n";
+    let seen_with = |flags: &[&str], environment: &[(&str, &str)]| {
+        seen(merged(&[&["list"], flags].concat(), environment, file).unwrap().identities.as_ref()).unwrap()
+    };
+    let environment = [("BACKUP_IDENTITIES", "kms:arn:env, pkcs11:object=a%2Cb,")];
+    assert_eq!(seen_with(&[], &[]), (vec!["kms:arn:file".to_owned()], "/etc/backup/backup.toml:1".to_owned()));
+    let (value, origin) = seen_with(&[], &environment);
+    assert_eq!(
+        (value, origin.as_str()),
+        (vec!["kms:arn:env".to_owned(), "pkcs11:object=a%2Cb".to_owned()], "BACKUP_IDENTITIES")
+    );
+    let (value, origin) = seen_with(&["--identity", "kms:arn:1", "--identity", "kms:arn:2"], &environment);
+    assert_eq!((value, origin.as_str()), (vec!["kms:arn:1".to_owned(), "kms:arn:2".to_owned()], "--identity"));
+}
+
+#[test]
 fn paths_in_the_file_are_relative_to_it_and_others_are_not() {
     let config = merged(&["list"], &[], FILE).unwrap();
     assert_eq!(config.repository().unwrap(), "/etc/backup/backups");

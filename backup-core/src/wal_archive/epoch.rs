@@ -22,6 +22,7 @@ const FILES_MAX: u32 = 4096;
 /// opens stays bounded.
 pub struct Epochs {
     recipients: Vec<Arc<dyn Recipient>>,
+    lifetime: Duration,
     current: Mutex<Option<Current>>,
 }
 
@@ -46,7 +47,7 @@ impl Epochs {
     pub fn new(recipients: Vec<Arc<dyn Recipient>>) -> Result<Self> {
         match recipients.len() {
             0 => Err(crate::keys::no_recipient()),
-            1..=WRAPS_MAX => Ok(Self { recipients, current: Mutex::new(None) }),
+            1..=WRAPS_MAX => Ok(Self { recipients, lifetime: LIFETIME, current: Mutex::new(None) }),
             n => Err(Error::config(format!("{n} recipients are more than {WRAPS_MAX}"))),
         }
     }
@@ -54,7 +55,7 @@ impl Epochs {
     /// The key for one more file, of an archive whose context is always the same. Cancel safe.
     pub(super) async fn next(&self, context: &EncryptionContext) -> Result<Arc<Epoch>> {
         let mut current = self.current.lock().await;
-        if let Some(current) = current.as_mut().filter(|c| c.files < FILES_MAX && c.begun.elapsed() < LIFETIME) {
+        if let Some(current) = current.as_mut().filter(|c| c.files < FILES_MAX && c.begun.elapsed() < self.lifetime) {
             current.files += 1;
             return Ok(Arc::clone(&current.epoch));
         }
@@ -89,5 +90,25 @@ mod tests {
         let second = epochs.next(&context).await.unwrap();
         assert_ne!(first.data_key.id(), second.data_key.id());
         assert!(Epochs::new(Vec::new()).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_key_serves_so_long_and_no_longer() {
+        let recipient: Arc<dyn Recipient> = Arc::new(AgeIdentity::generate().recipients().remove(0));
+        let mut epochs = Epochs::new(vec![recipient]).unwrap();
+        let context = EncryptionContext::of_wal(&"main".parse().unwrap());
+        let first = epochs.next(&context).await.unwrap();
+        assert!(Arc::ptr_eq(&first, &epochs.next(&context).await.unwrap()));
+        epochs.lifetime = Duration::ZERO;
+        assert_ne!(first.data_key.id(), epochs.next(&context).await.unwrap().data_key.id());
+    }
+
+    #[tokio::test]
+    async fn many_that_ask_at_once_have_one_key() {
+        let recipient: Arc<dyn Recipient> = Arc::new(AgeIdentity::generate().recipients().remove(0));
+        let epochs = Epochs::new(vec![recipient]).unwrap();
+        let context = EncryptionContext::of_wal(&"main".parse().unwrap());
+        let given = futures::future::try_join_all((0..8).map(|_| epochs.next(&context))).await.unwrap();
+        assert!(given.iter().all(|epoch| Arc::ptr_eq(epoch, &given[0])));
     }
 }

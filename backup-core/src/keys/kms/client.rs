@@ -25,6 +25,8 @@ use crate::repository::s3::{self, Environment};
 
 /// How long one request may take, with its retries and the search for credentials. `wal push` has 60 s for all it does.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// A part of it: a host that is not in AWS may wait for the service of a role that it does not have.
+const CREDENTIALS_DEADLINE: Duration = Duration::from_secs(15);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(8);
 /// KMS throttles by account and region, and says so: three pauses of about 1, 2 and 4 s fit into the deadline.
 const ATTEMPTS: u32 = 4;
@@ -99,12 +101,14 @@ impl Kms {
     /// A client, and credentials that are valid now.
     async fn client(&self) -> Result<(&Client, Credentials)> {
         let connected = self.connected.get_or_try_init(|| self.connect()).await?;
-        let found = connected.credentials.get_credential().await.map_err(|e| {
+        let none = || {
             // A machine without a role, or a token service that is away.
-            Error::new(ErrorKind::Unavailable, Stage::Keys, "could not get AWS credentials for KMS")
-                .with_source(e)
-                .with_hint("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or see that the role's service answers")
-        })?;
+            Error::new(ErrorKind::Unavailable, Stage::Keys, "could not get AWS credentials for KMS").with_hint(
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or see that the role's service answers",
+            )
+        };
+        let found = tokio::time::timeout(CREDENTIALS_DEADLINE, connected.credentials.get_credential()).await;
+        let found = found.map_err(|e| none().with_source(e))?.map_err(|e| none().with_source(e))?;
         let token = found.token.clone();
         Ok((&connected.client, Credentials::new(&found.key_id, &found.secret_key, token, None, "backup")))
     }
