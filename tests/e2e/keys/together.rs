@@ -65,6 +65,7 @@ fn losing_the_primary_kms_stops_no_restore_with_another_key() {
     let World { host, identities: [kms_key, hsm, age], kms, token: _token, .. } = world();
     host.save("app", "for three");
     kms.fail("Decrypt", Fault::HangUp, usize::MAX);
+    kms.asked();
     host.backup(["restore", "app", "--to-stdout"]).args(&kms_key).run().failed(11);
     assert_eq!(kms.asked().len(), 4, "the attempts for one header, and not for the next one");
     for other in [&hsm, &age] {
