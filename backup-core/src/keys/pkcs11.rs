@@ -277,3 +277,62 @@ impl Identity for Pkcs11Key {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn point(fill: u8) -> String {
+        data_encoding::BASE64URL_NOPAD.encode(&[&[4][..], &[fill; 64]].concat())
+    }
+
+    fn wrap(kind: &str, recipient: &str, wrap: Vec<u8>) -> Wrap {
+        Wrap { kind: kind.to_owned(), recipient: recipient.to_owned(), wrap }
+    }
+
+    /// None of these needs a token; asked for one, this identity would fail, since it names no module.
+    #[tokio::test]
+    async fn wraps_of_others_and_of_later_releases_are_left_alone_and_ask_no_token() {
+        let own = format!("pkcs11:object=dr?public-key={}", point(1));
+        let other =
+            format!("pkcs11:object=dr?public-key={}&module-path=/nowhere.so&pin-source=%7Ctouch%20/nowhere", point(2));
+        let identity: Pkcs11Key = format!("{own}&module-path=/nowhere.so").parse().unwrap();
+        let context = EncryptionContext::of_backup(&"app".parse().unwrap());
+        let sealed = |first: u8, len: usize| [&[first][..], &vec![4; len]].concat();
+        for wrap in [
+            wrap("age", &own, sealed(BY_HPKE, SEALED_LEN)),
+            wrap(KIND, "hush", sealed(BY_HPKE, SEALED_LEN)),
+            wrap(KIND, &other, sealed(BY_HPKE, SEALED_LEN)),
+            wrap(KIND, "pkcs11:object=dr", sealed(BY_HPKE, SEALED_LEN)),
+            wrap(KIND, &own, sealed(3, 1000)),
+            wrap(KIND, &own, Vec::new()),
+        ] {
+            assert!(identity.unwrap(&wrap, &context).await.unwrap().is_none(), "{wrap:?}");
+        }
+        for (first, len) in
+            [(BY_HPKE, SEALED_LEN - 1), (BY_HPKE, SEALED_LEN + 1), (BY_AES_GCM, AES_GCM_LEN + 1), (BY_AES_GCM, 0)]
+        {
+            let error = identity.unwrap(&wrap(KIND, &own, sealed(first, len)), &context).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Integrity);
+        }
+        let error = identity.unwrap(&wrap(KIND, &own, sealed(BY_HPKE, SEALED_LEN)), &context).await.unwrap_err();
+        assert_eq!(
+            (error.kind(), error.to_string().contains("/nowhere.so")),
+            (ErrorKind::Config, true),
+            "ours asks it"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_public_key_is_enough_to_wrap_and_stands_in_the_wrap_without_what_is_the_host_s_own() {
+        // The base point of P-256.
+        let base = "BGsX0fLhLEJH-Lzm5WOkQPJ3A32BLeszoPShOUXYmMKWT-NC4v4af5uO5-tKfA-eFivOM1drMV7Oy7ZAaDe_UfU";
+        let key: Pkcs11Key =
+            format!("pkcs11:object=dr?public-key={base}&module-path=/m&pin-source=/p").parse().unwrap();
+        let context = EncryptionContext::of_wal(&"main".parse().unwrap());
+        let wrapped = key.wrap(&DataKey::generate(), &context).await.unwrap();
+        assert_eq!(wrapped.recipient, format!("pkcs11:object=dr?public-key={base}"));
+        assert_eq!((wrapped.kind.as_str(), wrapped.wrap.len(), wrapped.wrap[0]), (KIND, 1 + SEALED_LEN, BY_HPKE));
+        assert_eq!(key.describe().1, wrapped.recipient);
+    }
+}
