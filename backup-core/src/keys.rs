@@ -87,8 +87,15 @@ pub(crate) fn no_recipient() -> Error {
         .with_hint("name one with --recipient or BACKUP_RECIPIENTS, or run 'backup init' to make a key")
 }
 
-fn none_opens(wraps: &[Wrap], no_identity: bool) -> Error {
-    let who: Vec<String> = wraps.iter().map(|w| format!("{} {}", w.kind, w.recipient)).collect();
+/// The error of a key that nobody here can unwrap; it names those who could.
+pub(crate) fn none_opens(wraps: &[Wrap], no_identity: bool) -> Error {
+    let mut who: Vec<String> = Vec::new();
+    for wrap in wraps {
+        let name = format!("{} {}", wrap.kind, wrap.recipient);
+        if !who.contains(&name) {
+            who.push(name);
+        }
+    }
     let message = if no_identity {
         "no identity was given to decrypt with"
     } else {

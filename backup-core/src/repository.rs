@@ -5,12 +5,16 @@
 
 mod aws_profile;
 mod catalog;
+pub mod census;
 mod document;
 mod failure;
 pub mod layout;
 mod local;
 mod location;
 mod put;
+pub mod rewrap;
+pub(crate) mod rewraps;
+mod sealed;
 mod s3;
 pub mod verify;
 

@@ -28,10 +28,11 @@ pub use writer::WriterSink;
 
 use crate::encrypt::DataKey;
 use crate::error::{Error, ErrorKind, Result, Stage};
-use crate::format::{FormatError, MANIFEST_LEN_MAX, Manifest};
+use crate::format::{FormatError, MANIFEST_LEN_MAX, Manifest, Purpose};
 use crate::keys::{Identity, Wrap, unwrap_any};
 use crate::pipeline::{ComputePool, Counters, DETAILS, Limits, Progress};
 use crate::repository::layout::BackupPath;
+use crate::repository::rewraps::{Wanted, open_rewrapped};
 use crate::repository::{Repository, no_backup, unreadable};
 use stream::{Context, StreamRestore};
 use volume::Stored;
@@ -80,6 +81,11 @@ impl OpenBackup {
         &self.0.manifest
     }
 
+    /// The key that encrypts it.
+    pub(crate) fn data_key(&self) -> &DataKey {
+        &self.0.data_key
+    }
+
     /// Where the backup is.
     pub fn path(&self) -> &BackupPath {
         &self.0.path
@@ -120,14 +126,31 @@ impl OpenBackup {
     }
 }
 
-/// The data key, from the first header that gives it. Every volume has all wraps, so a damaged one neither stops a restore of the others
-/// nor passes for a missing key: that is believed when two headers agree about whom they were wrapped for.
+/// The data key, from the first header that gives it, or else from what was wrapped again since.
 async fn unlock(
     repository: &Repository,
     path: &BackupPath,
     manifest: &Manifest,
     identities: &[Arc<dyn Identity>],
 ) -> Result<DataKey> {
+    let (failure, tried) = match unlock_by_headers(repository, path, manifest, identities).await {
+        Ok(key) => return Ok(key),
+        Err(failed) => failed,
+    };
+    let wanted =
+        Wanted { target: path.target.as_str(), purpose: Purpose::Backup, data_key: &manifest.data_key };
+    open_rewrapped(repository, wanted, &tried, identities, failure).await
+}
+
+/// The data key, from the first header that gives it; else the reason, and the wraps that do not open. Every volume has all wraps, so a damaged
+/// one neither stops a restore of the others nor passes for a missing key: that is believed when two headers agree about whom they were wrapped
+/// for.
+async fn unlock_by_headers(
+    repository: &Repository,
+    path: &BackupPath,
+    manifest: &Manifest,
+    identities: &[Arc<dyn Identity>],
+) -> Result<DataKey, (Error, Vec<Wrap>)> {
     let firsts = manifest.streams.iter().filter_map(|stream| stream.volumes.first());
     let others = manifest.streams.iter().flat_map(|stream| stream.volumes.iter().skip(1));
     let mut first_failure = None;
@@ -140,7 +163,7 @@ async fn unlock(
                 Err(error) if error.kind() == ErrorKind::Integrity => {
                     Error::integrity(format!("{} is damaged at offset 0", stored.address())).with_source(error)
                 }
-                Err(error) if refused.as_ref() == Some(&wraps) => return Err(error),
+                Err(error) if refused.as_ref() == Some(&wraps) => return Err((error, wraps)),
                 Err(error) => {
                     refused = Some(wraps);
                     error
@@ -150,8 +173,8 @@ async fn unlock(
         };
         first_failure.get_or_insert(failure);
     }
-    Err(first_failure
-        .unwrap_or_else(|| Error::integrity(format!("{} has no volume", repository.address(&path.manifest())))))
+    let no_volume = || Error::integrity(format!("{} has no volume", repository.address(&path.manifest())));
+    Err((first_failure.unwrap_or_else(no_volume), refused.unwrap_or_default()))
 }
 
 async fn wraps_of(stored: &Stored, path: &BackupPath, manifest: &Manifest) -> Result<Vec<Wrap>> {
