@@ -14,8 +14,8 @@ mod location;
 mod put;
 pub mod rewrap;
 pub(crate) mod rewraps;
-mod sealed;
 mod s3;
+mod sealed;
 pub mod verify;
 
 use std::fmt;

@@ -137,8 +137,7 @@ async fn unlock(
         Ok(key) => return Ok(key),
         Err(failed) => failed,
     };
-    let wanted =
-        Wanted { target: path.target.as_str(), purpose: Purpose::Backup, data_key: &manifest.data_key };
+    let wanted = Wanted { target: path.target.as_str(), purpose: Purpose::Backup, data_key: &manifest.data_key };
     open_rewrapped(repository, wanted, &tried, identities, failure).await
 }
 

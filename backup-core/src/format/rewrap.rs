@@ -181,7 +181,10 @@ mod tests {
         let later = Rewrap { critical: vec!["x".into()], ..one.clone() }.encode(&key).unwrap();
         assert_eq!(Rewrap::decode(&later), Err(FormatError::Critical("x".into())));
         let text = String::from_utf8(one.encode(&key).unwrap()).unwrap();
-        assert_eq!(Rewrap::decode(text.replace("\"format\":1", "\"format\":2").as_bytes()), Err(FormatError::Version(2)));
+        assert_eq!(
+            Rewrap::decode(text.replace("\"format\":1", "\"format\":2").as_bytes()),
+            Err(FormatError::Version(2))
+        );
         for bad in [text.replacen('\n', "", 1), format!("{text}\n"), text.replace("\"wal\"", "\"other\"")] {
             assert!(matches!(Rewrap::decode(bad.as_bytes()), Err(FormatError::Malformed { .. })), "{bad}");
         }

@@ -107,11 +107,8 @@ impl Census {
 
     /// What `recipient` can open and nobody of `others` can: what would be lost with its identity.
     pub fn needing(&self, recipient: &RecipientName, others: &Recipients) -> Held {
-        let alone =
-            |other: &RecipientName, recipients: &Recipients| other != recipient && recipients.contains(other);
-        self.held(|recipients| {
-            recipients.contains(recipient) && !others.iter().any(|other| alone(other, recipients))
-        })
+        let alone = |other: &RecipientName, recipients: &Recipients| other != recipient && recipients.contains(other);
+        self.held(|recipients| recipients.contains(recipient) && !others.iter().any(|other| alone(other, recipients)))
     }
 
     /// What none of `recipients` can open.

@@ -77,7 +77,9 @@ impl ArchiveKeys {
     /// `Key` when nobody here can open it, `Integrity` when the header is not that of the key. Cancel safe.
     pub(crate) async fn open(&self, repository: &Repository, file: &KeptFile) -> Result<DataKey> {
         let key = self.0.of(repository, file.header()).await?;
-        file.0.check_header(&key).map_err(|e| Error::integrity(format!("{} is damaged at offset 0", file.0.path())).with_source(e))?;
+        file.0
+            .check_header(&key)
+            .map_err(|e| Error::integrity(format!("{} is damaged at offset 0", file.0.path())).with_source(e))?;
         Ok(key)
     }
 }
