@@ -28,7 +28,7 @@ pub use writer::WriterSink;
 
 use crate::encrypt::DataKey;
 use crate::error::{Error, ErrorKind, Result, Stage};
-use crate::format::{FormatError, MANIFEST_LEN_MAX, Manifest, Purpose};
+use crate::format::{FormatError, MANIFEST_LEN_MAX, Manifest, Purpose, VolumeEntry};
 use crate::keys::{Identity, Wrap, unwrap_any};
 use crate::pipeline::{ComputePool, Counters, DETAILS, Limits, Progress};
 use crate::repository::layout::BackupPath;
@@ -84,6 +84,23 @@ impl OpenBackup {
     /// The key that encrypts it.
     pub(crate) fn data_key(&self) -> &DataKey {
         &self.0.data_key
+    }
+
+    /// The wraps of the first header that is authentic, to its last bit; none, when none of those that are asked is. Cancel safe.
+    pub(crate) async fn authentic_wraps(&self) -> Result<Vec<Wrap>> {
+        let Context { repository, path, manifest, data_key } = &*self.0;
+        for volume in with_wraps(manifest) {
+            let stored = Stored::listed(repository.clone(), path.named(&volume.path), volume.clone());
+            match stored.preamble().await {
+                Ok((preamble, commitment)) if preamble.open(data_key, &commitment).is_ok() => {
+                    return Ok(preamble.header.wraps);
+                }
+                Ok(_) => {}
+                Err(e) if matches!(e.kind(), ErrorKind::Integrity | ErrorKind::NotFound) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(Vec::new())
     }
 
     /// Where the backup is.
@@ -150,11 +167,9 @@ async fn unlock_by_headers(
     manifest: &Manifest,
     identities: &[Arc<dyn Identity>],
 ) -> Result<DataKey, (Error, Vec<Wrap>)> {
-    let firsts = manifest.streams.iter().filter_map(|stream| stream.volumes.first());
-    let others = manifest.streams.iter().flat_map(|stream| stream.volumes.iter().skip(1));
     let mut first_failure = None;
     let mut refused: Option<Vec<Wrap>> = None;
-    for volume in firsts.chain(others).take(HEADERS_TRIED) {
+    for volume in with_wraps(manifest) {
         let stored = Stored::listed(repository.clone(), path.named(&volume.path), volume.clone());
         let failure = match wraps_of(&stored, path, manifest).await {
             Ok(wraps) => match unwrap_any(&manifest.data_key, &wraps, identities).await {
@@ -174,6 +189,13 @@ async fn unlock_by_headers(
     }
     let no_volume = || Error::integrity(format!("{} has no volume", repository.address(&path.manifest())));
     Err((first_failure.unwrap_or_else(no_volume), refused.unwrap_or_default()))
+}
+
+/// The volumes whose headers are asked for wraps, in their order.
+fn with_wraps(manifest: &Manifest) -> impl Iterator<Item = &VolumeEntry> {
+    let firsts = manifest.streams.iter().filter_map(|stream| stream.volumes.first());
+    let others = manifest.streams.iter().flat_map(|stream| stream.volumes.iter().skip(1));
+    firsts.chain(others).take(HEADERS_TRIED)
 }
 
 async fn wraps_of(stored: &Stored, path: &BackupPath, manifest: &Manifest) -> Result<Vec<Wrap>> {

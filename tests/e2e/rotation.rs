@@ -143,10 +143,10 @@ fn a_key_lives_from_creation_to_retirement_and_everything_opens_at_every_moment(
     assert_eq!(office.states(), "2026 expired, 2027 active");
 
     let objects = office.host.objects();
-    office.with("2026", &["key", "rewrap", "--dry-run"]).run().failed(12).saying("3 data keys would be wrapped");
+    office.with("2026", &["key", "rewrap", "--dry-run"]).run().failed(12).saying("to be wrapped again: 3 data keys");
     assert_eq!(office.host.objects(), objects);
     let rewrapped = office.backup(&["key", "rewrap"]).args(&both).run().succeeded();
-    rewrapped.saying("3 data keys were wrapped again").saying("3 new wraps were opened").saying("not revoking");
+    rewrapped.saying("wrapped again: 3 data keys").saying("opened for a proof: 3").saying("not revoking");
     let after: BTreeMap<String, Vec<u8>> = office.host.objects().into_iter().collect();
     for (path, bytes) in objects {
         assert_eq!(after.get(&path), Some(&bytes), "{path} is untouched");
@@ -221,7 +221,10 @@ fn a_host_without_a_policy_has_a_status_and_can_rewrap() {
     let safe = host.path("safe.txt");
     let recipient = host.backup(["key", "generate"]).args([&safe]).run().succeeded().text().trim_end().to_owned();
     host.backup(["key", "generate"]).args([&safe]).run().failed(12).hinting("never overwritten");
-    host.backup(["key", "rewrap", "--recipient", &recipient]).run().succeeded().saying("1 data keys");
+    host.backup(["key", "rewrap", "--recipient", &recipient])
+        .run()
+        .succeeded()
+        .saying("wrapped again: 1 data key, for");
     let restored = host.backup(["restore", &id, "--to-stdout"]).env("BACKUP_IDENTITY_FILE", &safe).run().succeeded();
     assert_eq!(restored.stdout(), b"plain");
     host.backup(["key", "rotate", "x", "--recipient", &recipient]).run().failed(2).hinting("[keys.NAME]");
@@ -258,3 +261,141 @@ fn readers_ask_for_rewraps_only_when_a_header_does_not_open() {
     host.backup(["restore", &id, "--to-stdout"]).env("BACKUP_IDENTITY_FILE", &file).run().succeeded();
     assert_eq!(asked(&server), 2, "a listing, and the newest");
 }
+
+/// The commands of the page on rotation, by the headings that they stand under.
+fn documented() -> Vec<(String, String)> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/ROTATION.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut sections = Vec::new();
+    for section in text.split("\n## ").skip(1) {
+        let heading = section.lines().next().unwrap_or_default().to_owned();
+        let blocks = section.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap_or_default());
+        sections.push((heading, blocks.collect::<String>()));
+    }
+    sections.retain(|(_, commands)| !commands.is_empty());
+    sections
+}
+
+#[test]
+fn every_command_of_the_page_on_rotation_works() {
+    let mut host = Host::new(BACKUP);
+    host.unset("BACKUP_REPO");
+    std::fs::create_dir(host.path("bin")).unwrap();
+    std::os::unix::fs::symlink(BACKUP, host.path("bin/backup")).unwrap();
+    let path = std::env::var("PATH").unwrap_or_default();
+    host.set("PATH", format!("{}:{path}", host.path("bin").display()));
+    let times = [
+        ("The first key", "2026-01-10T09:00:00Z"),
+        ("Once a year", "2026-11-20T09:00:00Z"),
+        ("When the overlap is over", "2026-12-21T09:00:00Z"),
+        ("Watching", "2026-12-22T09:00:00Z"),
+    ];
+    let sections = documented();
+    assert_eq!(
+        sections.iter().map(|(heading, _)| heading.as_str()).collect::<Vec<_>>(),
+        times.map(|(heading, _)| heading)
+    );
+    for ((heading, commands), (_, now)) in sections.iter().zip(times) {
+        let commands = commands.replace("/srv/backups", &host.path("srv").display().to_string());
+        let script = format!("set -ex\n{commands}\necho '{heading}' | backup save app\n");
+        host.shell(&script).env("BACKUP_UNDER_TEST_NOW", now).run().succeeded();
+    }
+    let listed = host.shell("backup list --json").run().json();
+    assert_eq!(listed["backups"].as_array().unwrap().len(), times.len());
+}
+
+#[test]
+fn the_decoder_passes_over_forged_rewraps_too() {
+    let host = Host::initialised(BACKUP);
+    let id = host.save("app", "decoded");
+    let identity = host.path("new.txt");
+    let recipient = host.backup(["key", "generate"]).args([&identity]).run().succeeded().text().trim_end().to_owned();
+    decode(&host.repository(), &identity, &id, "data").expect_err("not yet");
+    host.backup(["key", "rewrap", "--recipient", &recipient]).run().succeeded();
+    let folder = host.stored().into_iter().find(|name| name.contains("/keys/")).unwrap();
+    let (folder, name) = folder.rsplit_once('/').unwrap();
+    let sound = std::fs::read_to_string(host.repository().join(folder).join(name)).unwrap();
+    for forged in
+        [sound.replacen("app", "db1", 1), sound.replacen("\"created\":\"2", "\"created\":\"1", 1), "junk".into()]
+    {
+        assert_ne!(forged, sound);
+        host.write(format!("repository/{folder}/00000009-aaaaaaaaaaaaaaaa.json"), &forged);
+        let decoded = decode(&host.repository(), &identity, &id, "data");
+        assert_eq!(decoded.as_deref(), Ok(&b"decoded"[..]), "the older one is sound");
+        let restored = host.backup(["restore", &id, "--to-stdout"]).env("BACKUP_IDENTITY_FILE", &identity).run();
+        assert_eq!(restored.succeeded().stdout(), b"decoded");
+        // Without the sound one there is nothing to believe.
+        std::fs::rename(host.repository().join(folder).join(name), host.path("aside")).unwrap();
+        decode(&host.repository(), &identity, &id, "data").expect_err("forged");
+        host.backup(["restore", &id, "--to-stdout"]).env("BACKUP_IDENTITY_FILE", &identity).run().failed(12);
+        std::fs::rename(host.path("aside"), host.repository().join(folder).join(name)).unwrap();
+    }
+}
+
+#[test]
+fn what_the_commands_say() {
+    let mut office = Office::new();
+    let first =
+        office.backup(&["key", "list", "--json"]).run().json()["keys"][0]["recipient"].as_str().unwrap().to_owned();
+    let second = office.generate("2027");
+    office.save("one");
+    office.now = "2026-12-20T00:00:00Z";
+    office.backup(&["key", "rotate", "2026", "-R", &second, "--activates", "2026-12-24"]).run().succeeded();
+    let said = |office: &Office, arguments: &[&str]| {
+        let outcome = office.with("2026", arguments).run();
+        let text = format!("{}{}{}\n", outcome.text(), outcome.stderr, outcome.code().unwrap());
+        let text = text.replace(&first, "age1first").replace(&second, "age1second");
+        text.replace(&office.host.path("").display().to_string(), "~/")
+    };
+    let mut all = said(&office, &["key", "list"]);
+    all += &said(&office, &["key", "status"]);
+    office.now = "2026-12-25T00:00:00Z";
+    all += &said(&office, &["key", "status"]);
+    all += &said(&office, &["key", "rewrap"]);
+    all += &said(&office, &["key", "retire", "2026"]);
+    office.now = "2027-01-10T09:00:00Z";
+    all += &said(&office, &["key", "status", "--deep"]);
+    all += &said(&office, &["key", "retire", "2026", "--dry-run"]);
+    all += &said(&office, &["key", "rotate", "2025", "-R", "age1x"]);
+    all += &said(&office, &["key", "rotate", "2027", "-R", "age1x"]);
+    assert_eq!(all, SAID);
+}
+
+const SAID: &str = "\
+KEY   STATE    FROM                  UNTIL                 REPLACES  RECIPIENT
+2026  active   2026-01-10T09:00:00Z  2027-01-10T09:00:00Z  -         age1first
+2027  pending  2026-12-24T00:00:00Z  2027-12-20T00:00:00Z  2026      age1second
+0
+KEY   STATE    UNTIL                 OPENS     NEEDED BY  RECIPIENT
+2026  active   2027-01-10T09:00:00Z  1 backup  1 backup   age1first
+2027  pending  2027-12-20T00:00:00Z  -         -          age1second
+1 backup with 1 data key, as the repository says; --deep proves it
+0
+KEY   STATE    UNTIL                 OPENS     NEEDED BY  RECIPIENT
+2026  overlap  2027-01-10T09:00:00Z  1 backup  1 backup   age1first
+2027  active   2027-12-20T00:00:00Z  -         -          age1second
+warning: only keys in overlap open 1 backup: run 'backup key rewrap' before they end
+1 backup with 1 data key, as the repository says; --deep proves it
+not wrapped for all keys of today: 1 backup; 'backup key rewrap' does that
+3
+wrapped again: 1 data key, for age1first, age1second; 0 had been before
+new wraps opened for a proof: 0; read back and found authentic: 1
+whoever has an old identity can still open what was wrapped for it: rewrapping is not revoking
+0
+error: key '2026' is used until 2027-01-10T09:00:00Z (overlap), so it cannot be retired
+hint: if it must end at once, set 'expires' in its table of the configuration file
+2
+KEY   STATE    UNTIL                 OPENS     NEEDED BY  RECIPIENT
+2026  expired  2027-01-10T09:00:00Z  1 backup  -          age1first
+2027  active   2027-12-20T00:00:00Z  1 backup  1 backup   age1second
+1 backup with 1 data key, opened and proved
+0
+1 backup can be opened without '2026'
+0
+error: no key '2025' is configured
+hint: configured are: 2026, 2027
+2
+error: not an age recipient: invalid Bech32 encoding
+hint: a recipient looks like 'age1…', as 'age-keygen -y key.txt' prints it
+2
+";

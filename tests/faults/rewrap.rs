@@ -146,8 +146,7 @@ fn a_rewrap_of_a_thousand_backups_that_is_killed_ten_times_ends_complete_and_tou
     world.is_complete(&runtime);
     assert!(world.kept() == kept, "backups, manifests and WAL are as they were");
     let done = world.rewraps();
-    println!("killed with so many done: {killed:?}");
-    world.rewrap().run().succeeded().saying("0 data keys were wrapped again");
+    world.rewrap().run().succeeded().saying("wrapped again: 0 data keys");
     assert_eq!(world.rewraps(), done, "a run after the last finds nothing to do: {outcome}");
 }
 

@@ -101,7 +101,7 @@ pub(crate) struct RotateArgs {
     pub(crate) predecessor: String,
 
     /// Public key of the successor
-    #[arg(short = 'R', long, value_name = "KEY")]
+    #[arg(short = 'R', long, value_name = "RECIPIENT")]
     pub(crate) recipient: String,
 
     /// Name of the successor [default: that of the key, counted on]

@@ -66,7 +66,10 @@ async fn open(app: &App) -> Result<Repository> {
 /// How far a walk over all that is kept has come.
 fn shown(looked: &Looked) -> Shown {
     let (backups, files, keys) = (looked.backups(), looked.wal_files(), looked.data_keys());
-    Shown::counting(backups + files, format!("{backups} backups and {files} WAL files, {keys} data keys"))
+    Shown::counting(
+        backups + files,
+        format!("{}, {}, {}", count(backups, "backup"), count(files, "WAL file"), count(keys, "data key")),
+    )
 }
 
 /// The configured key of that name.
@@ -83,9 +86,13 @@ fn configured<'a>(config: &'a Config, name: &str) -> Result<&'a Key> {
     })
 }
 
+/// `1 backup`, `12 backups`.
+fn count(n: u64, one: &str) -> String {
+    if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
+}
+
 /// `12 backups and 300 WAL files`.
 fn words(held: &Held) -> String {
-    let count = |n: u64, one: &str| if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") };
     match (held.backups, held.wal_files) {
         (backups, 0) => count(backups, "backup"),
         (0, files) => count(files, "WAL file"),
@@ -109,10 +116,8 @@ fn tell_problems(output: &Output, census: &Census) {
         output.warning(format!("and {} more", census.problem_count - told));
     }
     if !census.unfinished.is_empty() {
-        output.note(format!(
-            "{} runs are unfinished, or going on: what they wrote is not counted",
-            census.unfinished.len()
-        ));
+        let runs = count(census.unfinished.len() as u64, "run");
+        output.note(format!("unfinished, or going on: {runs}; what they wrote is not counted"));
     }
 }
 
@@ -120,7 +125,7 @@ fn tell_problems(output: &Output, census: &Census) {
 fn problems(census: &Census, done: &str) -> Option<Error> {
     let first = census.problems.first()?;
     let kind = if census.problems.iter().any(|problem| problem.no_key) { ErrorKind::Key } else { ErrorKind::Integrity };
-    let message = format!("{} things could not be {done}, such as {}", census.problem_count, first.object);
+    let message = format!("{} could not be {done}, such as {}", count(census.problem_count, "thing"), first.object);
     let hint = match kind {
         ErrorKind::Key => "give an identity that opens them with --identity-file",
         _ => "'backup verify --all' tells more about backups; what is damaged beyond use has to be removed first",

@@ -1,6 +1,6 @@
 //! By whom all that is kept can be opened: which key is still needed, and for what.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use futures::TryStreamExt;
@@ -8,14 +8,15 @@ use futures::future::BoxFuture;
 use object_store::ObjectStore;
 use serde::Serialize;
 
-use super::Repository;
-use super::layout::{BackupPath, TargetName};
-use super::rewraps::{REWRAPS_TRIED, StoredRewrap};
+use super::layout::{BackupPath, KeyPath, TargetName};
+use super::rewraps::{REWRAPS_TRIED, StoredRewrap, Wanted};
 use super::sealed::{Opener, Recipients, Sealed, Visit, names, walk};
+use super::{Found, Repository};
 use crate::encrypt::DataKey;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{Purpose, RecipientName};
 use crate::keys::Identity;
+use crate::restore::OpenBackup;
 
 pub use super::sealed::Looked;
 
@@ -210,27 +211,46 @@ struct Counting<'a> {
 impl Visit for Counting<'_> {
     fn visit<'a>(&'a self, sealed: &'a Sealed) -> BoxFuture<'a, Result<Recipients>> {
         Box::pin(async move {
-            let key = match &self.opener {
-                Some(opener) => Some(opener.open(self.repository, sealed).await?),
-                None => None,
+            let (key, mut recipients) = match &self.opener {
+                Some(opener) => opener.open(self.repository, sealed).await.map(|(key, names)| (Some(key), names))?,
+                None => (None, sealed.recipients.clone()),
             };
-            let mut recipients = sealed.recipients.clone();
             if id(sealed.key.data_key()).is_some_and(|id| self.rewrapped.contains(&id)) {
-                recipients.extend(rewrapped_for(self.repository, sealed, key.as_ref()).await?);
+                recipients.extend(since(self.repository, &sealed.key, sealed.wanted(), key.as_ref()).await?);
             }
             Ok(recipients)
         })
     }
 }
 
-/// For whom the key of `sealed` was wrapped again: given the key, as far as that is proved.
-async fn rewrapped_for(repository: &Repository, sealed: &Sealed, key: Option<&DataKey>) -> Result<Recipients> {
+/// For whom the data key of a backup was wrapped since it was made: as the repository says, or, where it was `opened`, as far as that is proved.
+///
+/// # Errors
+/// Those of the store. Cancel safe.
+pub async fn rewrapped_for(
+    repository: &Repository,
+    found: &Found,
+    opened: Option<&OpenBackup>,
+) -> Result<BTreeSet<RecipientName>> {
+    let (target, data_key) = (&found.path.target, &found.manifest.data_key);
+    let Some(path) = target.key(data_key) else { return Ok(Recipients::new()) };
+    let wanted = Wanted { target: target.as_str(), purpose: Purpose::Backup, data_key };
+    since(repository, &path, wanted, opened.map(OpenBackup::data_key)).await
+}
+
+/// For whom a data key was wrapped again: given the key, as far as that is proved.
+async fn since(
+    repository: &Repository,
+    path: &KeyPath,
+    wanted: Wanted<'_>,
+    key: Option<&DataKey>,
+) -> Result<Recipients> {
     let mut recipients = Recipients::new();
-    for name in repository.rewraps(&sealed.key).await?.iter().take(REWRAPS_TRIED) {
-        let Some(stored) = StoredRewrap::read(repository, &sealed.key, name).await? else { continue };
+    for name in repository.rewraps(path).await?.iter().take(REWRAPS_TRIED) {
+        let Some(stored) = StoredRewrap::read(repository, path, name).await? else { continue };
         let rewrap = match key {
-            Some(key) => stored.open(sealed.wanted(), key),
-            None => stored.decode(sealed.wanted()),
+            Some(key) => stored.open(wanted, key),
+            None => stored.decode(wanted),
         };
         match rewrap {
             Ok(rewrap) => recipients.extend(names(&rewrap.wraps)),

@@ -125,9 +125,8 @@ impl Visit for Wrapping<'_> {
 
 impl Wrapping<'_> {
     async fn wrap(&self, sealed: &Sealed) -> Result<Recipients> {
-        let key = self.opener.open(self.repository, sealed).await?;
+        let (key, mut has) = self.opener.open(self.repository, sealed).await?;
         let rewraps = self.repository.rewraps(&sealed.key).await?;
-        let mut has = sealed.recipients.clone();
         for name in rewraps.iter().take(REWRAPS_TRIED) {
             if self.wanted.is_subset(&has) {
                 break;

@@ -66,20 +66,23 @@ impl Opener {
         &self.identities
     }
 
-    /// The data key. What `sealed` says of its recipients is authentic when this succeeds.
-    pub(crate) async fn open(&self, repository: &Repository, sealed: &Sealed) -> Result<DataKey> {
+    /// The data key, and whom the object's own header wraps it for, to the last bit: a wrap that was damaged is nobody's.
+    pub(crate) async fn open(&self, repository: &Repository, sealed: &Sealed) -> Result<(DataKey, Recipients)> {
         match &sealed.source {
             Source::Backup(path) => {
                 let backup = OpenBackup::open(repository, path, &self.identities).await?;
-                // It was read again: somebody may have put another there.
-                let again: Recipients = backup.manifest().recipients.iter().cloned().collect();
-                if again != sealed.recipients || backup.manifest().data_key != sealed.key.data_key() {
+                if backup.manifest().data_key != sealed.key.data_key() {
                     let manifest = repository.address(&path.manifest());
-                    return Err(Error::integrity(format!("{manifest} changes (offset 0)")).at(Stage::Catalog));
+                    let message = format!("{manifest} was replaced while it was read (offset 0)");
+                    return Err(Error::integrity(message).at(Stage::Catalog));
                 }
-                Ok(backup.data_key().clone())
+                let wraps = backup.authentic_wraps().await?;
+                Ok((backup.data_key().clone(), names(&wraps).collect()))
             }
-            Source::Wal(file) => self.archive.open(repository, file).await,
+            Source::Wal(file) => {
+                let key = self.archive.open(repository, file).await?;
+                Ok((key, names(&file.header().wraps).collect()))
+            }
         }
     }
 }

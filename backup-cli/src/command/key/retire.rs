@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use backup_core::format::RecipientName;
+use backup_core::keys::passphrase;
 use backup_core::keys::policy::{Key, State};
 use backup_core::repository::census::{Census, Looked};
 use backup_core::repository::rewrap::named;
@@ -30,6 +31,8 @@ pub(super) async fn run(app: &App, args: &RetireArgs) -> Result<Exit> {
     let retiring = named(&*keys::key_recipient(&app.config, key)?);
     let mut others = keys::recipient_names(&app.config, now)?;
     others.remove(&retiring);
+    // What was wrapped for one passphrase cannot be told from what was wrapped for another.
+    others.retain(|name| name.kind != passphrase::KIND);
     let census = census(app).await?;
     tell_problems(&app.output, &census);
     if let Some(error) = problems(&census, "opened, so it is not known whether they need the key") {

@@ -13,7 +13,7 @@ use crate::exit::Exit;
 use crate::keys::{self, Recipients};
 use crate::progress;
 
-use super::{concurrency, open, problems, shown, targets, tell_problems};
+use super::{concurrency, count, open, problems, shown, targets, tell_problems};
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
@@ -43,12 +43,14 @@ pub(super) async fn run(app: &App, args: &RewrapArgs) -> Result<Exit> {
     let work = rewrap(&repository, &targets, &options, &looked);
     let done = progress::during(&app.output, None, || shown(&looked), work).await?;
     tell_problems(&app.output, &done.census);
-    let will = if args.dry_run { "would be wrapped" } else { "were wrapped" };
+    let wrapped = if args.dry_run { "to be wrapped" } else { "wrapped" };
     let whom = names.iter().map(|name| name.recipient.as_str()).collect::<Vec<_>>().join(", ");
-    app.output.note(format!("{} data keys {will} again for {whom}; {} were already", done.data_keys, done.unchanged));
+    let (keys, unchanged) = (count(done.data_keys, "data key"), done.unchanged);
+    app.output.note(format!("{wrapped} again: {keys}, for {whom}; {unchanged} had been before"));
     if !args.dry_run && done.data_keys > 0 {
         let rest = done.data_keys - done.proved;
-        app.output.note(format!("{} new wraps were opened, {rest} read back and found authentic", done.proved));
+        app.output
+            .note(format!("new wraps opened for a proof: {}; read back and found authentic: {rest}", done.proved));
         app.output
             .note("whoever has an old identity can still open what was wrapped for it: rewrapping is not revoking");
     }

@@ -18,7 +18,7 @@ use crate::output::table;
 use crate::{keys, progress};
 
 use super::list::{KeyDocument, NO_POLICY};
-use super::{concurrency, open, shown, targets, tell_problems, words, words_and_names};
+use super::{concurrency, count, open, shown, targets, tell_problems, words, words_and_names};
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
@@ -141,7 +141,7 @@ impl Status {
             }
         }
         if self.census.problem_count > 0 {
-            problems.push(format!("{} things could not be looked at", self.census.problem_count));
+            problems.push(format!("{} could not be looked at", count(self.census.problem_count, "thing")));
         }
         problems
     }
@@ -184,12 +184,10 @@ impl Status {
         }
         let (all, lacking) = (self.census.all(), self.census.lacking(&self.current));
         let how = if proved { "opened and proved" } else { "as the repository says; --deep proves it" };
-        app.output.note(format!("{} with {} data keys, {how}", words(&all), all.data_keys));
+        app.output.note(format!("{} with {}, {how}", words(&all), count(all.data_keys, "data key")));
         if !lacking.is_empty() && !self.current.is_empty() {
-            app.output.note(format!(
-                "{} are not wrapped for all keys of today: 'backup key rewrap' does that",
-                words(&lacking)
-            ));
+            app.output
+                .note(format!("not wrapped for all keys of today: {}; 'backup key rewrap' does that", words(&lacking)));
         }
         Ok(())
     }

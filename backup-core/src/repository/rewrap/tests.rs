@@ -263,6 +263,33 @@ async fn a_header_whose_wraps_are_damaged_does_not_close_a_backup_that_was_rewra
 }
 
 #[tokio::test]
+async fn a_wrap_that_is_damaged_counts_for_nobody_and_is_made_again() {
+    let world = World::new().await;
+    let limits = Limits { chunk_size: 4096, volume_chunks: 3, ..Limits::for_parts_of(5000) };
+    let backup = Backup::new(world.repository.clone(), world.target())
+        .recipients([recipient(&world.old), recipient(&world.new)])
+        .limits(limits)
+        .stream("data".parse().unwrap(), BytesSource::new("for both"));
+    let manifest = backup.start().unwrap().wait().await.unwrap();
+    let path = world.target().backup(&manifest.id.parse().unwrap());
+    assert_eq!(world.rewrap(&world.options()).await.unwrap().unchanged, 1);
+
+    // A bit of the new recipient's wrap flips on the disk, in every header. The manifest still names it, and is authentic.
+    let needle = format!("{}\",\"wrap\":\"", name(&world.new).recipient);
+    for (object, bytes) in world.objects().await.into_iter().filter(|(object, _)| object.as_ref().ends_with(".vol")) {
+        let mut bytes = bytes.to_vec();
+        let at = bytes.windows(needle.len()).position(|w| w == needle.as_bytes()).unwrap() + needle.len() + 200;
+        bytes[at] = if bytes[at] == b'A' { b'B' } else { b'A' };
+        world.repository.store().put(&object, bytes.into()).await.unwrap();
+    }
+    assert!(world.census(&[]).await.lacking(&Recipients::from([name(&world.new)])).is_empty(), "unproved, it counts");
+    let census = world.census(&identities(&world.old)).await;
+    assert_eq!(census.lacking(&Recipients::from([name(&world.new)])).backups, 1);
+    assert_eq!(world.rewrap(&world.options()).await.unwrap().data_keys, 1);
+    OpenBackup::open(&world.repository, &path, &identities(&world.new)).await.unwrap();
+}
+
+#[tokio::test]
 async fn what_cannot_be_opened_is_told_and_the_rest_is_done() {
     let world = World::new().await;
     let stranger = AgeIdentity::generate();
