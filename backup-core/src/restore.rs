@@ -152,6 +152,10 @@ async fn unlock(
 ) -> Result<DataKey> {
     let (failure, tried) = match unlock_by_headers(repository, path, manifest, identities).await {
         Ok(key) => return Ok(key),
+        // Headers could not be read: the store would not say more about other objects.
+        Err((failure, _)) if failure.stage() == Stage::Fetch && failure.kind() != ErrorKind::Integrity => {
+            return Err(failure);
+        }
         Err(failed) => failed,
     };
     let wanted = Wanted { target: path.target.as_str(), purpose: Purpose::Backup, data_key: &manifest.data_key };

@@ -228,6 +228,31 @@ fn a_host_without_a_policy_has_a_status_and_can_rewrap() {
     let restored = host.backup(["restore", &id, "--to-stdout"]).env("BACKUP_IDENTITY_FILE", &safe).run().succeeded();
     assert_eq!(restored.stdout(), b"plain");
     host.backup(["key", "rotate", "x", "--recipient", &recipient]).run().failed(2).hinting("[keys.NAME]");
+    host.backup(["key", "status", "nothing"]).run().failed(10).saying("a target 'nothing'");
+    let shown = host.backup(["show", &id, "--json"]).run().json();
+    assert_eq!(shown["rewrapped_for"][0]["recipient"], recipient);
+}
+
+#[test]
+fn a_secret_key_in_the_place_of_a_recipient_is_shown_by_nobody() {
+    let host = Host::new(BACKUP);
+    host.backup(["init"]).run().succeeded();
+    let identity = std::fs::read_to_string(host.identity_file()).unwrap();
+    let secret = identity.lines().find(|line| line.starts_with("AGE-SECRET-KEY-")).unwrap();
+    host.write("backup.toml", format!("[keys.a]\nrecipient = \"{secret}\"\ncreated = 2026-01-01\n"));
+    for arguments in [
+        &["key", "list"][..],
+        &["key", "status", "--json"],
+        &["key", "retire", "a"],
+        &["key", "rotate", "a", "--recipient", secret],
+        &["config", "show"],
+        &["config", "check"],
+        &["save", "app"],
+    ] {
+        let outcome = host.backup(arguments).run();
+        assert!(!outcome.stderr.contains(secret) && !outcome.text().contains(secret), "{arguments:?}: {outcome}");
+        assert!(outcome.code() == Some(2) || arguments == ["config", "show"], "{outcome}");
+    }
 }
 
 #[test]

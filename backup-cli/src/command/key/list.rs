@@ -9,6 +9,7 @@ use crate::App;
 use crate::args::ListKeysArgs;
 use crate::command::describe::time;
 use crate::exit::Exit;
+use crate::keys;
 use crate::output::table;
 
 #[derive(Debug, Serialize)]
@@ -55,6 +56,8 @@ pub(super) const NO_POLICY: &str = "no key is configured as a table [keys.NAME],
 
 pub(super) fn run(app: &App, args: &ListKeysArgs) -> Result<Exit> {
     let (policy, now) = (&app.config.keys.policy, app.clock.now());
+    // What is no recipient may be a secret key that was pasted there by mistake, and is not shown.
+    keys::policy_recipients(&app.config)?;
     if args.json {
         app.output.json(&Document {
             keys: policy.keys().iter().map(|key| KeyDocument::new(key, now)).collect(),

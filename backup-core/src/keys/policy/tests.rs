@@ -165,4 +165,33 @@ proptest! {
             }
         }
     }
+
+    #[test]
+    fn whatever_the_rules_say_is_refused_or_has_an_end(
+        created in any::<i64>(), times in proptest::collection::vec(proptest::option::of(any::<i64>()), 3),
+        spans in proptest::collection::vec(proptest::option::of((-25_000i64..25_000, -700_000i64..7_000_000)), 3), now in any::<i64>(),
+    ) {
+        let all = Timestamp::MAX.as_second() - Timestamp::MIN.as_second();
+        let time = |seconds: i64| Timestamp::from_second(Timestamp::MIN.as_second() + seconds.rem_euclid(all)).unwrap();
+        let span = |years: i64, days: i64| Span::new().try_years(years).ok()?.try_days(days).ok();
+        let spans: Vec<Option<Span>> = spans.into_iter().map(|span_of| span_of.and_then(|(y, d)| span(y, d))).collect();
+        let rules = KeyRules {
+            activates: times[0].map(time),
+            expires: times[1].map(time),
+            retired: times[2].map(time),
+            lifetime: spans[0],
+            overlap: spans[1],
+            warn: spans[2],
+            ..KeyRules::new("a", "age1a", time(created))
+        };
+        let after = KeyRules { replaces: Some("a".into()), ..KeyRules::new("b", "age1b", time(now)) };
+        for rules in [vec![rules.clone()], vec![rules, after]] {
+            let Ok(policy) = Policy::new(rules) else { continue };
+            for key in policy.keys() {
+                prop_assert_eq!(key.state(key.ends).is_used(), false);
+                let _ = key.state(time(now));
+            }
+            prop_assert!(policy.lapses(time(now)).is_some_and(|end| end >= time(now)));
+        }
+    }
 }
