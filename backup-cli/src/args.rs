@@ -11,10 +11,14 @@ use bytesize::ByteSize;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 use serde::{Deserialize, Serialize};
 
+mod key;
 mod restore;
 mod save;
 mod wal;
 
+pub(crate) use key::{
+    GenerateKeyArgs, KeyAction, KeyArgs, ListKeysArgs, RetireArgs, RewrapArgs, RotateArgs, StatusKeysArgs,
+};
 pub(crate) use restore::{ArchiveModeFlag, ClusterFlags, RestoreArgs, TargetActionFlag};
 pub(crate) use save::{CheckpointName, ChecksumName, EncodingFlags, RunArgs, SaveArgs, server_compression};
 pub(crate) use wal::{CheckArgs, FetchArgs, PushArgs, ReceiveArgs, TargetFlag, WalAction, WalArgs};
@@ -236,6 +240,10 @@ decrypted, authenticated and decompressed.")]
     /// Archive PostgreSQL's write-ahead log, and bring it back
     #[command(after_help = wal::EXAMPLES)]
     Wal(WalArgs),
+
+    /// Look after keys: who can read what, until when, and what comes next
+    #[command(after_help = key::EXAMPLES)]
+    Key(KeyArgs),
 
     /// Check or show the configuration
     Config(ConfigArgs),

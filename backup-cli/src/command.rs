@@ -19,6 +19,7 @@ pub(crate) mod config;
 mod describe;
 pub(crate) mod generate;
 pub(crate) mod init;
+pub(crate) mod key;
 pub(crate) mod list;
 pub(crate) mod restore;
 pub(crate) mod run;
@@ -38,6 +39,7 @@ pub(crate) async fn run(app: &App, command: &Command) -> Result<Exit> {
         Command::Restore(args) => restore::run(app, args).await,
         Command::Verify(args) => verify::run(app, args).await,
         Command::Wal(args) => wal::run(app, &args.action).await,
+        Command::Key(args) => or_cancelled(app, key::run(app, &args.action)).await,
         Command::Config(args) => or_cancelled(app, config::run(app, &args.action)).await,
         // Needs no configuration, so it never comes here.
         Command::Generate(args) => generate::run(args, &app.output),

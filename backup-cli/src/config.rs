@@ -16,14 +16,17 @@ use serde::{Serialize, Serializer};
 use toml::Spanned;
 
 use crate::args::{
-    CipherName, CodecName, Command, EncodingFlags, Globals, RecipientFlags, S3Flags, TargetFlag, WalAction, WalArgs,
-    byte_size,
+    CipherName, CodecName, Command, EncodingFlags, Globals, KeyAction, KeyArgs, RecipientFlags, S3Flags, TargetFlag,
+    WalAction, WalArgs, byte_size,
 };
 
+pub(crate) mod edit;
 pub(crate) mod file;
+pub(crate) mod keys;
 mod targets;
 
 use file::ConfigFile;
+use keys::Keys;
 pub(crate) use targets::Target;
 
 /// Where the file is looked for when neither a flag nor the environment names one.
@@ -94,6 +97,8 @@ pub(crate) struct Config {
     pub(crate) memory: Option<Setting<ByteSize>>,
     pub(crate) workers: Option<Setting<NonZeroUsize>>,
     pub(crate) encoding: Encoding,
+    /// Which key is used from when to when.
+    pub(crate) keys: Keys,
     /// What `run` backs up, by name.
     pub(crate) targets: Vec<Target>,
     /// Whose WAL it is about.
@@ -181,6 +186,7 @@ impl Config {
                 |f| f.values.workers.as_ref(),
             )?,
             encoding: Encoding::merge(&layers, encoding)?,
+            keys: file.map_or_else(|| Ok(Keys::default()), keys::keys)?,
             targets: file.map_or_else(|| Ok(Vec::new()), targets::targets)?,
             target: layers.pick(
                 &Names { flag: "--target", env: &["BACKUP_TARGET"] },
@@ -294,6 +300,8 @@ fn flags_of(command: &Command) -> (Option<&RecipientFlags>, Option<&EncodingFlag
         Command::Init(args) => (Some(&args.recipients), None),
         Command::Save(args) => (Some(&args.recipients), Some(&args.encoding)),
         Command::Run(args) => (Some(&args.recipients), Some(&args.encoding)),
+        Command::Key(KeyArgs { action: KeyAction::Status(args) }) => (Some(&args.recipients), None),
+        Command::Key(KeyArgs { action: KeyAction::Rewrap(args) }) => (Some(&args.recipients), None),
         Command::Wal(WalArgs { action: WalAction::Push(args) }) => (Some(&args.recipients), Some(&args.encoding)),
         Command::Wal(WalArgs { action: WalAction::Receive(args) }) => (Some(&args.recipients), Some(&args.encoding)),
         _ => (None, None),

@@ -1,42 +1,192 @@
 //! From configured names, files and commands to recipients and identities.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 
+use backup_core::format::RecipientName;
 use backup_core::keys::age::AgeIdentity;
-use backup_core::keys::passphrase::{PassphraseIdentity, PassphraseRecipient};
+use backup_core::keys::passphrase::{self, PassphraseIdentity, PassphraseRecipient};
+use backup_core::keys::policy::{Key, Policy, State};
 use backup_core::keys::{self, Identity, Recipient};
+use backup_core::repository::rewrap::named;
 use backup_core::{Error, ErrorKind, Result, Stage};
+use jiff::Timestamp;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use zeroize::Zeroizing;
 
+use crate::App;
 use crate::config::{Config, Origin, PassphraseFrom, Setting};
 use crate::small_file::{self, SmallFile};
 
 /// The longest passphrase in bytes; what is longer is something else.
 const SECRET_LEN_MAX: usize = 64 * 1024;
 
-/// Whom to encrypt to: the recipients and the passphrase that are configured, else the public halves of the identities.
-///
-/// May be empty: the pipeline refuses that, and says what to do.
-pub(crate) async fn recipients(config: &Config) -> Result<Vec<Arc<dyn Recipient>>> {
-    let mut recipients = configured_recipients(config)?;
-    if let Some(setting) = &config.passphrase {
-        recipients.push(Arc::new(PassphraseRecipient::new(passphrase(&setting.value).await?)?));
+/// Whom to encrypt to: the recipients and the passphrase that are configured and the keys whose time it is, else the public halves of the
+/// identities.
+#[derive(Debug)]
+pub(crate) struct Recipients {
+    policy: Policy,
+    /// Those of the policy, by the names of their keys.
+    keys: Vec<(String, Arc<dyn Recipient>)>,
+    /// Whether a flag or the environment names others in their place.
+    overruled: bool,
+    others: Vec<Arc<dyn Recipient>>,
+}
+
+impl Recipients {
+    /// Reads what is configured, the passphrase too.
+    pub(crate) async fn load(config: &Config) -> Result<Self> {
+        let mut others = configured_recipients(config)?;
+        if let Some(setting) = &config.passphrase {
+            others.push(Arc::new(PassphraseRecipient::new(passphrase(&setting.value).await?)?));
+        }
+        let keys = policy_recipients(config)?;
+        if others.is_empty() && keys.is_empty() {
+            others = public_halves(config)?;
+        }
+        Ok(Self { policy: config.keys.policy.clone(), keys, overruled: is_overruled(config), others })
     }
-    if recipients.is_empty() {
-        for identity in age_identities(config)? {
-            for recipient in identity.recipients() {
-                recipients.push(Arc::new(recipient));
+
+    /// Those of the moment `now`. May be none, without a policy: the pipeline refuses that, and says what to do.
+    ///
+    /// # Errors
+    /// `Key`, when no configured key is used at the time, or a recipient that was named is a key whose time it is not.
+    pub(crate) fn at(&self, now: Timestamp) -> Result<Vec<Arc<dyn Recipient>>> {
+        let mut all: Vec<Arc<dyn Recipient>> = self.others.clone();
+        for (name, recipient) in &self.keys {
+            let is_named = self.others.iter().any(|other| other.describe() == recipient.describe());
+            let Some(key) = self.policy.key(name) else { continue };
+            match key.state(now) {
+                state if state.is_used() && !is_named && !self.overruled => all.push(Arc::clone(recipient)),
+                state if !state.is_used() && is_named => return Err(not_used(key, now)),
+                _ => {}
             }
         }
-        recipients.extend(each(config.identities.as_ref(), keys::parse_recipient)?);
+        if all.is_empty() && !self.policy.is_empty() {
+            return Err(none_used(&self.policy, now));
+        }
+        Ok(all)
     }
-    Ok(recipients)
+}
+
+/// The names of those whom backups are encrypted to at the moment `now`. Asks for no passphrase, and refuses nothing.
+pub(crate) fn recipient_names(config: &Config, now: Timestamp) -> Result<BTreeSet<RecipientName>> {
+    let mut names: BTreeSet<RecipientName> = configured_recipients(config)?.iter().map(|one| named(&**one)).collect();
+    if config.passphrase.is_some() {
+        let (kind, recipient) = (passphrase::KIND.to_owned(), passphrase::KIND.to_owned());
+        names.insert(RecipientName { kind, recipient });
+    }
+    let keys = policy_recipients(config)?;
+    if is_overruled(config) {
+        return Ok(names);
+    }
+    if names.is_empty() && keys.is_empty() {
+        names.extend(public_halves(config)?.iter().map(|one| named(&**one)));
+    }
+    let policy = &config.keys.policy;
+    for (name, recipient) in &keys {
+        if policy.key(name).is_some_and(|key| key.state(now).is_used()) {
+            names.insert(named(&**recipient));
+        }
+    }
+    Ok(names)
+}
+
+/// Whether a flag or the environment names recipients: then those of the file do not count.
+fn is_overruled(config: &Config) -> bool {
+    config.recipients.as_ref().is_some_and(|setting| !matches!(setting.origin, Origin::File { .. }))
+}
+
+/// The recipients of the keys of the policy, by the names of the keys.
+pub(crate) fn policy_recipients(config: &Config) -> Result<Vec<(String, Arc<dyn Recipient>)>> {
+    let keys = config.keys.policy.keys();
+    keys.iter().map(|key| Ok((key.name.clone(), key_recipient(config, key)?))).collect()
+}
+
+/// The recipient of a key of the policy.
+pub(crate) fn key_recipient(config: &Config, key: &Key) -> Result<Arc<dyn Recipient>> {
+    recipient(&key.recipient).map_err(|e| {
+        let line = config.keys.lines.get(&key.name).copied().unwrap_or(1);
+        let file = config.file.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        let hint = e.hint().unwrap_or_default().to_owned();
+        Error::config(format!("{file}:{line}: key '{}': {e}", key.name)).with_hint(hint)
+    })
+}
+
+/// A recipient, from its public form.
+pub(crate) fn recipient(text: &str) -> Result<Arc<dyn Recipient>> {
+    keys::parse_recipient(text)
+}
+
+fn public_halves(config: &Config) -> Result<Vec<Arc<dyn Recipient>>> {
+    let identities = age_identities(config)?;
+    let mut halves: Vec<Arc<dyn Recipient>> =
+        identities.iter().flat_map(AgeIdentity::recipients).map(|recipient| Arc::new(recipient) as _).collect();
+    halves.extend(each(config.identities.as_ref(), keys::parse_recipient)?);
+    Ok(halves)
+}
+
+fn not_used(key: &Key, now: Timestamp) -> Error {
+    key_error(format!("{}: nothing new is encrypted to {}", why_not_used(key, now), key.recipient))
+        .with_hint("'backup key list' shows which keys are used")
+}
+
+fn why_not_used(key: &Key, now: Timestamp) -> String {
+    match key.state(now) {
+        State::Pending => format!("key '{}' is not used before {}", key.name, key.activates),
+        State::Retired => format!("key '{}' is retired", key.name),
+        _ => format!("key '{}' ended on {}", key.name, key.ends),
+    }
+}
+
+fn none_used(policy: &Policy, now: Timestamp) -> Error {
+    let keys: Vec<String> = policy.keys().iter().map(|key| why_not_used(key, now)).collect();
+    key_error(format!("no configured key is active, so nothing is encrypted: {}", keys.join(", ")))
+        .with_hint("bring in a successor with 'backup key rotate'")
+}
+
+/// Says what of the configured keys needs attention; whether one has ended without a successor, so that somebody who should be able to
+/// read this backup cannot.
+pub(crate) fn tell(app: &App) -> bool {
+    let now = app.clock.now();
+    let policy = &app.config.keys.policy;
+    let mut needs_care = false;
+    if is_overruled(&app.config) {
+        return false;
+    }
+    for key in policy.keys() {
+        match key.state(now) {
+            State::Expiring => app.output.note(format!("key '{}' {}", key.name, expiring(key, now))),
+            State::Expired if key.successors.is_empty() => {
+                app.output.warning(format!("key '{}' {}", key.name, ended_alone(key)));
+                needs_care = true;
+            }
+            _ => {}
+        }
+    }
+    needs_care
+}
+
+/// The rest of a sentence about a key that is about to end.
+pub(crate) fn expiring(key: &Key, now: Timestamp) -> String {
+    let days = key.ends.duration_since(now).as_hours() / 24;
+    format!(
+        "ends on {}, in {days} days, and no successor will be there in time: run 'backup key rotate {}'",
+        key.ends, key.name
+    )
+}
+
+/// The rest of a sentence about a key that has ended, and nobody took its place.
+pub(crate) fn ended_alone(key: &Key) -> String {
+    format!(
+        "ended on {} without a successor, so nothing new is encrypted to it: run 'backup key rotate {name}', or retire it",
+        key.ends,
+        name = key.name
+    )
 }
 
 /// The recipients that are named by flag, environment or file.

@@ -9,8 +9,10 @@ use std::ffi::OsString;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use backup_core::Result;
+use backup_core::clock::{Clock, SystemClock};
 use clap::error::ErrorKind as UsageKind;
 use tokio_util::sync::CancellationToken;
 
@@ -39,15 +41,21 @@ struct App {
     config: Config,
     output: Output,
     cancel: CancellationToken,
+    clock: Arc<dyn Clock>,
 }
 
 /// Runs the command that this process was started with.
 pub fn main() -> ExitCode {
+    main_at(Arc::new(SystemClock))
+}
+
+/// The same, at another time: policies are judged, and backups named, by what `clock` tells.
+pub fn main_at(clock: Arc<dyn Clock>) -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     // Before anything can go wrong.
     let law = Cell::new(Law::guess(&arguments));
     std::panic::set_hook(Box::new(report::panic));
-    let run = AssertUnwindSafe(|| run(arguments.into_iter(), &law));
+    let run = AssertUnwindSafe(|| run(arguments.into_iter(), &law, clock));
     let exit = std::panic::catch_unwind(run).unwrap_or(Exit::Failed);
     ExitCode::from(law.get().code(exit))
 }
@@ -60,14 +68,14 @@ pub fn check_config_text(text: &str) -> Result<()> {
     config::file::ConfigFile::parse(Path::new("backup.toml"), text.to_owned()).map(drop)
 }
 
-fn run(arguments: impl Iterator<Item = OsString>, law: &Cell<Law>) -> Exit {
+fn run(arguments: impl Iterator<Item = OsString>, law: &Cell<Law>, clock: Arc<dyn Clock>) -> Exit {
     let cli = match Cli::parse_all(arguments) {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
     };
     law.set(Law::of(&cli.command));
     set_colors(cli.globals.color);
-    match start(cli) {
+    match start(cli, clock) {
         Ok(exit) => exit,
         Err(e) => {
             report::error(&e);
@@ -76,7 +84,7 @@ fn run(arguments: impl Iterator<Item = OsString>, law: &Cell<Law>) -> Exit {
     }
 }
 
-fn start(cli: Cli) -> Result<Exit> {
+fn start(cli: Cli, clock: Arc<dyn Clock>) -> Result<Exit> {
     let environment = Environment::of_process();
     let output = Output::new(&cli.globals);
     log::start(&cli.globals, &environment, &output)?;
@@ -84,7 +92,7 @@ fn start(cli: Cli) -> Result<Exit> {
         return command::generate::run(args, &output);
     }
     let config = Config::load(&cli.globals, &cli.command, &environment)?;
-    let app = App { config, output, cancel: CancellationToken::new() };
+    let app = App { config, output, cancel: CancellationToken::new(), clock };
     let work = command::run(&app, &cli.command);
     match &cli.command {
         Command::Wal(args) if matches!(args.action, WalAction::Push(_) | WalAction::Fetch(_)) => {

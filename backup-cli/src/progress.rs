@@ -13,6 +13,7 @@ const BAR_INTERVAL: Duration = Duration::from_millis(100);
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 const KNOWN_LENGTH: &str = "{spinner} [{bar:30}] {percent:>3} %  {msg}  {binary_bytes_per_sec}  {eta} left";
+const COUNT: &str = "{spinner} {msg}  {per_sec}";
 const UNKNOWN_LENGTH: &str = "{spinner} {msg}  {binary_bytes_per_sec}";
 
 /// How far it has come.
@@ -21,6 +22,8 @@ pub(crate) struct Shown {
     pub(crate) position: u64,
     /// The same in words.
     pub(crate) message: String,
+    /// Whether the position counts things, and not bytes.
+    counts: bool,
 }
 
 impl Shown {
@@ -34,10 +37,20 @@ impl Shown {
         Self::of(progress, "restored", "fetched")
     }
 
+    /// So many bytes, of whatever it is.
+    pub(crate) fn reading(position: u64, message: String) -> Self {
+        Self { position, message, counts: false }
+    }
+
+    /// So many things that were looked at.
+    pub(crate) fn counting(position: u64, message: String) -> Self {
+        Self { position, message, counts: true }
+    }
+
     fn of(progress: &Progress, plain: &str, transferred: &str) -> Self {
         let message =
             format!("{} {plain}, {} {transferred}", bytes(progress.plain_bytes), bytes(progress.transferred_bytes));
-        Self { position: progress.plain_bytes, message }
+        Self::reading(progress.plain_bytes, message)
     }
 }
 
@@ -68,10 +81,14 @@ pub(crate) async fn during<T>(
         let now = progress();
         match &bar {
             Some(bar) => {
+                if now.counts {
+                    bar.set_style(style(COUNT));
+                }
                 bar.set_message(now.message);
                 bar.set_position(now.position);
                 bar.tick();
             }
+            None if now.counts => output.note(now.message),
             None => output.note(format!("{}, {}", now.message, rate(now.position, begun.elapsed()))),
         }
     };
@@ -92,8 +109,9 @@ fn bar(total: Option<u64>) -> ProgressBar {
         Some(total) => (ProgressBar::new(total), KNOWN_LENGTH),
         None => (ProgressBar::no_length(), UNKNOWN_LENGTH),
     };
-    match BarStyle::with_template(template) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
+    bar.with_style(style(template))
+}
+
+fn style(template: &str) -> BarStyle {
+    BarStyle::with_template(template).unwrap_or_else(|_| BarStyle::default_bar())
 }

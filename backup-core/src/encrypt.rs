@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! data key ─ HKDF(salt of the volume, its whole header) ─▶ volume key + commitment
-//!          └ HKDF("manifest") ──────────────────────────▶ key of the manifest's MAC
+//!          ├ HKDF("manifest") ──────────────────────────▶ key of the manifest's MAC
+//!          └ HKDF("rewrap") ────────────────────────────▶ key of the MACs of rewraps
 //! ```
 
 pub mod data_key;

@@ -1,4 +1,4 @@
-//! Format version 1, byte by byte: volume header, chunk words, seek table, footer, manifest. No I/O.
+//! Format version 1, byte by byte: volume header, chunk words, seek table, footer, manifest, rewraps. No I/O.
 //!
 //! `docs/FORMAT.md` is the same for people who write a decoder of their own. A volume is
 //!
@@ -12,6 +12,7 @@ mod footer;
 mod header;
 pub mod json;
 mod manifest;
+mod rewrap;
 mod seek_table;
 mod volume;
 mod word;
@@ -24,6 +25,7 @@ pub use header::{
 pub use manifest::{
     ClusterEntry, Condition, Kind, MANIFEST_LEN_MAX, Manifest, RecipientName, StreamEntry, VolumeEntry,
 };
+pub use rewrap::{Purpose, REWRAP_LEN_MAX, Rewrap};
 pub use seek_table::SeekTable;
 pub use volume::{Place, index_range, open_index, read_volume};
 pub use word::{Flag, WORD_LEN, Word};

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::encrypt::DataKey;
 use crate::error::{Error, ErrorKind, Result, Stage};
-use crate::format::ObjectName;
+use crate::format::{ObjectName, Purpose};
 use crate::repository::layout::TargetName;
 
 pub mod age;
@@ -20,33 +20,35 @@ pub mod kms;
 pub mod passphrase;
 #[cfg(feature = "pkcs11")]
 pub mod pkcs11;
+pub mod policy;
 
 /// What a data key is for. Recipients whose kind can do so bind their wraps to it, so that whoever may use a key of a key service or an HSM
 /// can be held to one target there. It is the same in every repository: a copy opens as the original does.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct EncryptionContext {
     target: String,
-    purpose: &'static str,
+    purpose: Purpose,
 }
 
 impl EncryptionContext {
     /// Of a backup of `target`.
     pub fn of_backup(target: &TargetName) -> Self {
-        Self { target: target.as_str().to_owned(), purpose: "backup" }
+        Self::new(target.as_str(), Purpose::Backup)
     }
 
     /// Of the write-ahead log of `target`.
     pub fn of_wal(target: &TargetName) -> Self {
-        Self { target: target.as_str().to_owned(), purpose: "wal" }
+        Self::new(target.as_str(), Purpose::Wal)
     }
 
     /// Of the object with this name.
     pub fn of(name: &ObjectName) -> Self {
-        let (target, purpose) = match name {
-            ObjectName::Backup { target, .. } => (target, "backup"),
-            ObjectName::Wal { target, .. } => (target, "wal"),
-        };
-        Self { target: target.clone(), purpose }
+        let (target, purpose) = name.target_and_purpose();
+        Self::new(target, purpose)
+    }
+
+    pub(crate) fn new(target: &str, purpose: Purpose) -> Self {
+        Self { target: target.to_owned(), purpose }
     }
 
     /// The target's name.
@@ -56,7 +58,10 @@ impl EncryptionContext {
 
     /// `backup` or `wal`.
     pub fn purpose(&self) -> &'static str {
-        self.purpose
+        match self.purpose {
+            Purpose::Backup => "backup",
+            Purpose::Wal => "wal",
+        }
     }
 }
 
@@ -199,14 +204,19 @@ pub(crate) fn no_recipient() -> Error {
         .with_hint("name one with --recipient or BACKUP_RECIPIENTS, or run 'backup init' to make a key")
 }
 
-fn none_opens(wraps: &[Wrap], no_identity: bool) -> Error {
-    // Of the kinds that are known, the recipient tells the kind. What they say comes from the repository, so no line ends.
-    let name = |w: &Wrap| {
-        let name =
-            if w.recipient.starts_with(&w.kind) { w.recipient.clone() } else { format!("{} {}", w.kind, w.recipient) };
-        name.escape_debug().to_string()
-    };
-    let who: Vec<String> = wraps.iter().map(name).collect();
+/// The error of a key that nobody here can unwrap; it names those who could.
+pub(crate) fn none_opens(wraps: &[Wrap], no_identity: bool) -> Error {
+    let mut who: Vec<String> = Vec::new();
+    for wrap in wraps {
+        // Of the kinds that are known, the recipient tells the kind. What they say comes from the repository, so no line ends.
+        let name = match wrap.recipient.starts_with(&wrap.kind) {
+            true => wrap.recipient.escape_debug().to_string(),
+            false => format!("{} {}", wrap.kind, wrap.recipient).escape_debug().to_string(),
+        };
+        if !who.contains(&name) {
+            who.push(name);
+        }
+    }
     let message = if no_identity {
         "no identity was given to decrypt with"
     } else {

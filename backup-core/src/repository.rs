@@ -5,13 +5,17 @@
 
 mod aws_profile;
 mod catalog;
+pub mod census;
 mod document;
 mod failure;
 pub mod layout;
 mod local;
 mod location;
 mod put;
+pub mod rewrap;
+pub(crate) mod rewraps;
 pub(crate) mod s3;
+mod sealed;
 pub mod verify;
 
 use std::fmt;

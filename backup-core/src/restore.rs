@@ -28,10 +28,11 @@ pub use writer::WriterSink;
 
 use crate::encrypt::DataKey;
 use crate::error::{Error, ErrorKind, Result, Stage};
-use crate::format::{FormatError, MANIFEST_LEN_MAX, Manifest};
+use crate::format::{FormatError, MANIFEST_LEN_MAX, Manifest, Purpose, VolumeEntry};
 use crate::keys::{EncryptionContext, Identity, Wrap, unwrap_any};
 use crate::pipeline::{ComputePool, Counters, DETAILS, Limits, Progress};
 use crate::repository::layout::BackupPath;
+use crate::repository::rewraps::{Wanted, open_rewrapped};
 use crate::repository::{Repository, no_backup, unreadable};
 use stream::{Context, StreamRestore};
 use volume::Stored;
@@ -80,6 +81,28 @@ impl OpenBackup {
         &self.0.manifest
     }
 
+    /// The key that encrypts it.
+    pub(crate) fn data_key(&self) -> &DataKey {
+        &self.0.data_key
+    }
+
+    /// The wraps of the first header that is authentic, to its last bit; none, when none of those that are asked is. Cancel safe.
+    pub(crate) async fn authentic_wraps(&self) -> Result<Vec<Wrap>> {
+        let Context { repository, path, manifest, data_key } = &*self.0;
+        for volume in with_wraps(manifest) {
+            let stored = Stored::listed(repository.clone(), path.named(&volume.path), volume.clone());
+            match stored.preamble().await {
+                Ok((preamble, commitment)) if preamble.open(data_key, &commitment).is_ok() => {
+                    return Ok(preamble.header.wraps);
+                }
+                Ok(_) => {}
+                Err(e) if matches!(e.kind(), ErrorKind::Integrity | ErrorKind::NotFound) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(Vec::new())
+    }
+
     /// Where the backup is.
     pub fn path(&self) -> &BackupPath {
         &self.0.path
@@ -120,20 +143,38 @@ impl OpenBackup {
     }
 }
 
-/// The data key, from the first header that gives it. Every volume has all wraps, so a damaged one neither stops a restore of the others
-/// nor passes for a missing key: that is believed when two headers agree about whom they were wrapped for.
+/// The data key, from the first header that gives it, or else from what was wrapped again since.
 async fn unlock(
     repository: &Repository,
     path: &BackupPath,
     manifest: &Manifest,
     identities: &[Arc<dyn Identity>],
 ) -> Result<DataKey> {
-    let firsts = manifest.streams.iter().filter_map(|stream| stream.volumes.first());
-    let others = manifest.streams.iter().flat_map(|stream| stream.volumes.iter().skip(1));
+    let (failure, tried) = match unlock_by_headers(repository, path, manifest, identities).await {
+        Ok(key) => return Ok(key),
+        // Headers could not be read: the store would not say more about other objects.
+        Err((failure, _)) if failure.stage() == Stage::Fetch && failure.kind() != ErrorKind::Integrity => {
+            return Err(failure);
+        }
+        Err(failed) => failed,
+    };
+    let wanted = Wanted { target: path.target.as_str(), purpose: Purpose::Backup, data_key: &manifest.data_key };
+    open_rewrapped(repository, wanted, &tried, identities, failure).await
+}
+
+/// The data key, from the first header that gives it; else the reason, and the wraps that do not open. Every volume has all wraps, so a damaged
+/// one neither stops a restore of the others nor passes for a missing key: that is believed when two headers agree about whom they were wrapped
+/// for.
+async fn unlock_by_headers(
+    repository: &Repository,
+    path: &BackupPath,
+    manifest: &Manifest,
+    identities: &[Arc<dyn Identity>],
+) -> Result<DataKey, (Error, Vec<Wrap>)> {
     let context = EncryptionContext::of_backup(&path.target);
     let mut first_failure = None;
     let mut refused: Option<Vec<Wrap>> = None;
-    for volume in firsts.chain(others).take(HEADERS_TRIED) {
+    for volume in with_wraps(manifest) {
         let stored = Stored::listed(repository.clone(), path.named(&volume.path), volume.clone());
         let failure = match wraps_of(&stored, path, manifest).await {
             Ok(wraps) => match unwrap_any(&manifest.data_key, &wraps, &context, identities).await {
@@ -142,7 +183,9 @@ async fn unlock(
                     Error::integrity(format!("{} is damaged at offset 0", stored.address())).with_source(error)
                 }
                 // A key service that is away is away for the next header, too.
-                Err(error) if error.kind() != ErrorKind::Key || refused.as_ref() == Some(&wraps) => return Err(error),
+                Err(error) if error.kind() != ErrorKind::Key || refused.as_ref() == Some(&wraps) => {
+                    return Err((error, wraps));
+                }
                 Err(error) => {
                     refused = Some(wraps);
                     error
@@ -152,8 +195,15 @@ async fn unlock(
         };
         first_failure.get_or_insert(failure);
     }
-    Err(first_failure
-        .unwrap_or_else(|| Error::integrity(format!("{} has no volume", repository.address(&path.manifest())))))
+    let no_volume = || Error::integrity(format!("{} has no volume", repository.address(&path.manifest())));
+    Err((first_failure.unwrap_or_else(no_volume), refused.unwrap_or_default()))
+}
+
+/// The volumes whose headers are asked for wraps, in their order.
+fn with_wraps(manifest: &Manifest) -> impl Iterator<Item = &VolumeEntry> {
+    let firsts = manifest.streams.iter().filter_map(|stream| stream.volumes.first());
+    let others = manifest.streams.iter().flat_map(|stream| stream.volumes.iter().skip(1));
+    firsts.chain(others).take(HEADERS_TRIED)
 }
 
 async fn wraps_of(stored: &Stored, path: &BackupPath, manifest: &Manifest) -> Result<Vec<Wrap>> {

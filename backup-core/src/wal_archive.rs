@@ -18,6 +18,7 @@ mod digest;
 mod epoch;
 mod fetcher;
 mod inventory;
+pub(crate) mod kept;
 mod local_file;
 mod prefetch;
 mod prefetched;

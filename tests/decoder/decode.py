@@ -21,6 +21,7 @@ from age import hkdf
 SUITES = {"aes-256-gcm": AESGCM, "chacha20-poly1305": ChaCha20Poly1305}
 FOOTER, FRAME_EXTRA, HEADER_MAX, MANIFEST_MAX, WRAPS_MAX = 152, 64, 65536, 16 << 20, 64
 CHUNK_SIZES, VOLUME_CHUNKS = range(4096, (2 << 20) + 1), range(1, (1 << 20) + 1)
+REWRAP_MAX, REWRAPS_MAX, REWRAP_NAME = 65536, 64, re.compile(r"[0-9]{8}-[a-z2-7]{16}\.json")
 PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}")
 
 HEADER = {"name": dict, "stream_id": str, "volume": int, "suite": str, "codec": str, "chunk_size": int, "volume_chunks": int}
@@ -28,6 +29,7 @@ HEADER |= {"created": str, "salt": str, "data_key": str, "wraps": list}
 MANIFEST = {"format": int, "id": str, "target": str, "data_key": str, "streams": list}
 STREAM = {"name": str, "stream_id": str, "bytes": int, "volumes": list}
 VOLUME = {"path": str, "bytes": int, "chunks": int, "digest": str}
+REWRAP = {"format": int, "target": str, "purpose": str, "data_key": str, "wraps": list}
 WRAP = {"kind": str, "recipient": str, "wrap": str}
 
 
@@ -214,6 +216,38 @@ def unwrap(wraps, secret_keys, where):  # 3
     raise Refused(f"{where}: none of the given identities can open this backup")
 
 
+def read_rewrap(path, asked, secret_keys):
+    """The data key, if one of the wraps is for us and the document is authentic."""
+    lines = path.read_bytes().split(b"\n") if path.stat().st_size <= REWRAP_MAX else ()
+    demand(len(lines) == 3 and lines[2] == b"", path.name, "malformed: it does not have two lines")
+    rewrap, proof = document(lines[0], path.name, REWRAP), document(lines[1], path.name, {"mac": str})
+    demand({**rewrap, **asked} == rewrap, path.name, f"answers to another name and not {asked}")
+    demand(0 < len(rewrap["wraps"]) <= WRAPS_MAX, path.name, "number of recipients is out of bounds")
+    data_key = unwrap([typed(w, WRAP, path.name) for w in rewrap["wraps"]], secret_keys, path.name)
+    demand(hkdf(data_key, b"", b"backup/v1 data key id", 16).hex() == asked["data_key"], path.name, "it is of another data key")
+    mac = hmac.digest(hkdf(data_key, b"", b"backup/v1 rewrap", 32), b"backup/v1 rewrap" + lines[0], "sha256")
+    demand(hmac.compare_digest(mac, b64(proof["mac"], 32, path.name)), path.name, "its MAC does not verify")
+    return data_key
+
+
+def open_key(repository, volume, secret_keys):  # 3
+    try:
+        return unwrap(volume.wraps, secret_keys, volume.at(12))
+    except Refused as e:
+        refused = e
+    name, data_key = volume.header["name"], volume.header["data_key"]
+    demand(re.fullmatch("[0-9a-f]{32}", data_key), volume.at(12), "data_key is not the id of one")
+    asked = {"target": name["target"], "purpose": name["kind"], "data_key": data_key}
+    folder = repository / name["target"] / "keys" / data_key
+    found = sorted((path for path in folder.glob("*") if REWRAP_NAME.fullmatch(path.name)), reverse=True)
+    for path in found[:REWRAPS_MAX]:
+        try:
+            return read_rewrap(path, asked, secret_keys)
+        except Refused:
+            pass  # an older one may do
+    raise refused
+
+
 def restore(repository, backup, name, secret_keys=(), data_key=None):
     """Yields a stream in pieces. It is whole only when this has ended without an exception."""
     document((repository / "repository.json").read_bytes(), "repository.json", {"format": int})  # 1
@@ -228,7 +262,7 @@ def restore(repository, backup, name, secret_keys=(), data_key=None):
     expected = {f: first.header[f] for f in ("suite", "codec", "chunk_size", "volume_chunks")}
     expected |= {"stream_id": stream["stream_id"], "data_key": manifest["data_key"]}
     first.check_name(asked, {**expected, "volume": 0})
-    data_key = data_key or unwrap(first.wraps, secret_keys, first.at(12))
+    data_key = data_key or open_key(repository, first, secret_keys)
     data_key_id = hkdf(data_key, b"", b"backup/v1 data key id", 16).hex()
     demand(data_key_id == manifest["data_key"], first.at(12), "a wrapped data key belongs to another backup")
     demand(mac_verifies(hkdf(data_key, b"", b"backup/v1 manifest", 32)), "manifest.json", "its MAC does not verify")  # 4
@@ -280,7 +314,7 @@ def restore_wal(repository, target, system_identifier, file, secret_keys=(), dat
     volume.check_name(asked, {"volume": 0})
     plaintext = typed(volume.header.get("plaintext"), {"bytes": int, "blake3": str}, volume.at(12) + ": plaintext")
     b64(plaintext["blake3"], 32, volume.at(12))
-    data_key = data_key or unwrap(volume.wraps, secret_keys, volume.at(12))
+    data_key = data_key or open_key(repository, volume, secret_keys)
     data_key_id = hkdf(data_key, b"", b"backup/v1 data key id", 16).hex()
     demand(data_key_id == volume.header["data_key"], volume.at(12), "a wrapped data key belongs to another file")
     volume.unlock(data_key)

@@ -13,6 +13,7 @@ mod postgres;
 mod receive;
 mod recovery;
 mod restore_cluster;
+mod rotation;
 mod s3;
 mod secrecy;
 mod streams;

@@ -13,6 +13,7 @@ use crate::exit::Exit;
 use crate::output::table;
 use crate::{App, keys};
 
+use super::describe::time;
 use super::location;
 
 #[derive(Debug, Serialize)]
@@ -47,6 +48,7 @@ pub(crate) async fn run(app: &App, action: &ConfigAction) -> Result<Exit> {
 async fn check(app: &App) -> Result<Exit> {
     location(&app.config)?;
     keys::configured_recipients(&app.config)?;
+    keys::policy_recipients(&app.config)?;
     keys::age_identities(&app.config)?;
     keys::configured_identities(&app.config)?;
     keys::check_passphrase_file(&app.config).await?;
@@ -99,7 +101,9 @@ fn entries(config: &Config) -> Vec<Entry> {
     let names = |keys: &Vec<String>| keys.iter().map(|key| recipient(key)).collect::<Vec<_>>().join(", ");
     let recipients = entry("recipients", config.recipients.as_ref(), names);
     let has_identities = config.identity_files.is_some() || config.identities.is_some();
-    let recipients = if config.passphrase.is_none() && has_identities {
+    let recipients = if !config.keys.policy.is_empty() {
+        recipients.or("those of the keys whose time it is")
+    } else if config.passphrase.is_none() && has_identities {
         recipients.or("those of the identities")
     } else {
         recipients
@@ -120,6 +124,22 @@ fn entries(config: &Config) -> Vec<Entry> {
         entry("codec", Some(&config.encoding.codec), value_name),
         entry("cipher", Some(&config.encoding.cipher), value_name),
     ];
+    all.extend(config.keys.policy.keys().iter().map(|key| {
+        Entry {
+            key: format!("keys.{}", key.name),
+            value: Some(format!(
+                "{}, from {} until {}",
+                recipient(&key.recipient),
+                time(key.activates),
+                time(key.ends)
+            )),
+            origin: config
+                .file
+                .clone()
+                .zip(config.keys.lines.get(&key.name))
+                .map(|(path, line)| Origin::File { path, line: *line }),
+        }
+    }));
     all.extend(config.targets.iter().map(|target| Entry {
         key: format!("targets.{}", target.name),
         value: Some(target.input.describe()),

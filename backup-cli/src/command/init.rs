@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::path::{Component, Path, PathBuf};
 
-use backup_core::clock::SystemClock;
+use backup_core::clock::Clock;
 use backup_core::keys::age::AgeIdentity;
 use backup_core::keys::public_recipient;
 use backup_core::repository::{Init, Location, Repository};
@@ -41,6 +41,9 @@ pub(crate) async fn run(app: &App, args: &InitArgs) -> Result<Exit> {
     let location = location(&app.config)?;
     let mut recipients: Vec<String> =
         keys::configured_recipients(&app.config)?.iter().map(|recipient| recipient.describe().1).collect();
+    for (_, recipient) in keys::policy_recipients(&app.config)? {
+        recipients.push(recipient.describe().1);
+    }
     if let (true, Some(identities)) = (recipients.is_empty(), &app.config.identities) {
         keys::configured_identities(&app.config)?;
         for identity in &identities.value {
@@ -55,10 +58,10 @@ pub(crate) async fn run(app: &App, args: &InitArgs) -> Result<Exit> {
     };
     // The key first: a repository without one would look finished.
     let key = match identity_file {
-        Some(path) => load_or_create(path)?,
+        Some(path) => load_or_create(path, &*app.clock)?,
         None => Key::Configured(recipients),
     };
-    let (repository, init) = match Repository::init(&location, &SystemClock).await {
+    let (repository, init) = match Repository::init(&location, &*app.clock).await {
         Ok(made) => made,
         Err(error) => {
             // It stays: another run may be using it by now. The next one finds it there, and would not say to keep a copy.
@@ -118,12 +121,12 @@ fn resolved(path: &Path) -> PathBuf {
     resolved
 }
 
-fn load_or_create(path: PathBuf) -> Result<Key> {
+fn load_or_create(path: PathBuf, clock: &dyn Clock) -> Result<Key> {
     // One that must not be looked at exists: loading it says why.
     let created = !path.try_exists().unwrap_or(true);
     let identity = if created {
         let identity = AgeIdentity::generate();
-        identity.create_file(&path, &SystemClock)?;
+        identity.create_file(&path, clock)?;
         identity
     } else {
         AgeIdentity::load(&path)?

@@ -1,6 +1,7 @@
 //! `backup save`: one backup, of whatever the flags name.
 
 use std::io::{self, IsTerminal};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backup_core::format::{Condition, Manifest};
@@ -36,15 +37,19 @@ pub(super) async fn back_up(app: &App, target: &TargetName, input: &Input) -> Re
     input.check()?;
     let begun = Instant::now();
     let backup = or_cancelled(app, prepare(app, target, input)).await?;
+    let keys_need_care = keys::tell(app);
     let handle = backup.start()?;
     let counters = handle.counters();
     let manifest = progress::during(&app.output, None, || Shown::saving(&counters.snapshot()), handle.wait()).await?;
-    finish(&app.output, &manifest, begun.elapsed())
+    match finish(&app.output, &manifest, begun.elapsed())? {
+        Exit::Done if keys_need_care => Ok(Exit::Warnings),
+        exit => Ok(exit),
+    }
 }
 
 async fn prepare(app: &App, target: &TargetName, input: &Input) -> Result<Backup> {
     let location = location(&app.config)?;
-    let recipients = keys::recipients(&app.config).await?;
+    let recipients = keys::Recipients::load(&app.config).await?.at(app.clock.now())?;
     let repository = Repository::open(&location).await?;
     let limits = limits(&app.config, &repository)?;
     let findings = Findings::default();
@@ -54,6 +59,7 @@ async fn prepare(app: &App, target: &TargetName, input: &Input) -> Result<Backup
         .suite(app.config.encoding.suite())
         .limits(limits)
         .findings(findings.clone())
+        .clock(Arc::clone(&app.clock))
         .cancel_on(&app.cancel);
     input.add_to(app, target, backup, &findings).await
 }

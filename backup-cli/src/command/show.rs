@@ -1,8 +1,10 @@
 //! `backup show`.
 
-use backup_core::format::Manifest;
-use backup_core::repository::Found;
-use backup_core::repository::Repository;
+use std::collections::BTreeSet;
+
+use backup_core::format::{Manifest, RecipientName};
+use backup_core::repository::census::rewrapped_for;
+use backup_core::repository::{Found, Repository};
 use backup_core::restore::OpenBackup;
 use backup_core::{ErrorKind, Result};
 use serde::Serialize;
@@ -20,6 +22,8 @@ use super::location;
 struct Document<'a> {
     repository: &'a str,
     backup: BackupDocument,
+    /// Whom its data key was wrapped for since it was made.
+    rewrapped_for: BTreeSet<RecipientName>,
     /// Whether a key was at hand to check the manifest with.
     authenticated: bool,
     /// What the backup says of its data; needs the key.
@@ -29,7 +33,7 @@ struct Document<'a> {
 pub(crate) async fn run(app: &App, args: &ShowArgs) -> Result<Exit> {
     let repository = Repository::open(&location(&app.config)?).await?;
     let found = repository.resolve(&args.reference).await?;
-    let (opened, exit) = match open(app, &repository, &found).await {
+    let (opened, mut exit) = match open(app, &repository, &found).await {
         Ok(opened) => (opened, Exit::Done),
         // There is a key, and it does not do: worth knowing, and no reason to show nothing.
         Err(e) if e.kind() == ErrorKind::Key => {
@@ -45,15 +49,21 @@ pub(crate) async fn run(app: &App, args: &ShowArgs) -> Result<Exit> {
         Some(backup) => Some(backup.details().await?),
         None => None,
     };
+    let rewrapped = rewrapped_for(&repository, &found, opened.as_ref()).await.unwrap_or_else(|e| {
+        app.output.warning(format!("whom it was wrapped for since is not known: {}", report::in_one_line(&e)));
+        exit = Exit::Warnings;
+        BTreeSet::new()
+    });
     if args.json {
         app.output.json(&Document {
             repository: repository.name(),
             backup: BackupDocument::new(manifest),
+            rewrapped_for: rewrapped,
             authenticated: opened.is_some(),
             details,
         })?;
     } else {
-        app.output.data(&text(manifest, details.as_ref()))?;
+        app.output.data(&text(manifest, &rewrapped, details.as_ref()))?;
     }
     Ok(exit)
 }
@@ -67,8 +77,9 @@ async fn open(app: &App, repository: &Repository, found: &Found) -> Result<Optio
     OpenBackup::open(repository, &found.path, &identities).await.map(Some)
 }
 
-fn text(manifest: &Manifest, details: Option<&Value>) -> String {
-    let recipients: Vec<String> = manifest.recipients.iter().map(|r| format!("{} {}", r.kind, r.recipient)).collect();
+fn text(manifest: &Manifest, rewrapped: &BTreeSet<RecipientName>, details: Option<&Value>) -> String {
+    let name = |r: &RecipientName| format!("{} {}", r.kind, r.recipient);
+    let recipients: Vec<String> = manifest.recipients.iter().map(name).collect();
     let mut facts = vec![
         ("id", manifest.id.clone()),
         ("target", manifest.target.clone()),
@@ -83,6 +94,9 @@ fn text(manifest: &Manifest, details: Option<&Value>) -> String {
         ("encrypted to", recipients.join(", ")),
         ("made by", format!("backup {}", manifest.version)),
     ];
+    if !rewrapped.is_empty() {
+        facts.push(("wrapped again for", rewrapped.iter().map(name).collect::<Vec<_>>().join(", ")));
+    }
     if let Some(cluster) = &manifest.cluster {
         facts.push(("cluster", cluster.system_identifier.to_string()));
         facts.push(("timeline", cluster.timeline.to_string()));

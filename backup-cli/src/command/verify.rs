@@ -73,7 +73,7 @@ pub(crate) async fn run(app: &App, args: &VerifyArgs) -> Result<Exit> {
     let counters = Counters::default();
     let shown = || {
         let read = counters.snapshot().transferred_bytes;
-        Shown { position: read, message: format!("{} read", bytes(read)) }
+        Shown::reading(read, format!("{} read", bytes(read)))
     };
     let verified = verify_all(app, args, &repository, work.paths, &counters, &mut outcomes);
     progress::during(&app.output, Some(work.stored_bytes), shown, verified).await?;

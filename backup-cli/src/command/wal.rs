@@ -5,16 +5,19 @@ mod fetch;
 mod push;
 mod receive;
 
+use std::sync::Arc;
+
 use backup_core::compress::Compression;
 use backup_core::repository::layout::TargetName;
 use backup_core::wal_archive::{ArchiverOptions, Epochs};
 use backup_core::{Error, Result};
 
+use crate::App;
 use crate::args::{CodecName, WalAction};
 use crate::config::{Config, Origin};
 use crate::exit::Exit;
 use crate::input::Input;
-use crate::{App, keys};
+use crate::keys::Recipients;
 
 use super::or_cancelled;
 
@@ -42,8 +45,11 @@ fn target(config: &Config) -> Result<TargetName> {
 
 /// Stores WAL as the configuration has it.
 async fn archiver_options(app: &App) -> Result<(Epochs, ArchiverOptions)> {
-    let epochs = Epochs::new(keys::recipients(&app.config).await?)?;
+    let (chosen, clock) = (Recipients::load(&app.config).await?, Arc::clone(&app.clock));
+    // It may run for longer than a key is used.
+    let epochs = Epochs::chosen_by(move || chosen.at(clock.now()))?;
     let mut options = ArchiverOptions::default();
+    options.clock = Arc::clone(&app.clock);
     options.compression = compression(&app.config, options.compression);
     options.suite = app.config.encoding.suite();
     if let Some(workers) = &app.config.workers {

@@ -9,6 +9,7 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::keys::KeyTables;
 use super::targets::TargetTables;
 use crate::args::{CipherName, CodecName};
 use crate::small_file::SmallFile;
@@ -45,6 +46,8 @@ pub(crate) struct Values {
     pub(crate) cipher: Option<Spanned<CipherName>>,
     #[serde(default)]
     pub(crate) targets: TargetTables,
+    #[serde(default)]
+    pub(crate) keys: KeyTables,
 }
 
 /// `[repository]`.

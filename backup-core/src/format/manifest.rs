@@ -89,7 +89,7 @@ pub struct Manifest {
 }
 
 /// The public form of a recipient.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RecipientName {
     /// Its kind: `age`, `passphrase`, …
     pub kind: String,
@@ -162,7 +162,7 @@ impl Manifest {
         self.check()?;
         let malformed = |e: serde_json::Error| FormatError::Malformed { what: "manifest", reason: e.to_string() };
         let mut out = serde_json::to_vec(self).map_err(malformed)?;
-        let mac = mac::manifest_mac(data_key, &out).to_vec();
+        let mac = mac::MANIFEST.mac(data_key, &out).to_vec();
         out.push(b'\n');
         let proof = Proof { mac, signature: None, signer: None };
         serde_json::to_writer(&mut out, &proof).map_err(malformed)?;
@@ -179,7 +179,8 @@ impl Manifest {
     /// Reads a manifest and checks its MAC.
     pub fn open(bytes: &[u8], data_key: &DataKey) -> Result<Self, FormatError> {
         let (document, proof) = Self::split(bytes)?;
-        mac::verify_manifest_mac(data_key, document, &proof.mac)
+        mac::MANIFEST
+            .verify(data_key, document, &proof.mac)
             .map_err(|_| FormatError::Malformed { what: "manifest", reason: "its MAC does not verify".into() })?;
         Self::decode_document(document)
     }

@@ -6,6 +6,7 @@
 //! <target>/backups/<id>/<stream>.<nnnnn>.vol     the data
 //! <target>/backups/<id>/running.json             a run in progress
 //! <target>/wal/<system id>/<timeline>/<file>.vol a file of PostgreSQL's write-ahead log
+//! <target>/keys/<data key id>/<seq>.json         a data key, wrapped again for other recipients
 //! ```
 
 use std::fmt;
@@ -22,8 +23,10 @@ use crate::clock::Clock;
 use crate::encrypt::random;
 use crate::error::{Error, Result};
 
+mod keys;
 mod wal;
 
+pub use keys::{KeyPath, RewrapName};
 pub use wal::{TailPiece, WalPath};
 
 /// The object that makes a place a repository.

@@ -20,11 +20,16 @@ const FILES_MAX: u32 = 4096;
 ///
 /// A process that lives for one segment makes its own. One that lives on need not ask a key service for each segment, and what one key
 /// opens stays bounded.
+///
+/// Whom keys are wrapped for is asked anew for each, so a process that runs for months wraps none for a recipient whose time is over. A
+/// file may still be sealed with a key that was wrapped up to an hour before.
 pub struct Epochs {
-    recipients: Vec<Arc<dyn Recipient>>,
+    choose: Box<Choose>,
     lifetime: Duration,
     current: Mutex<Option<Current>>,
 }
+
+type Choose = dyn Fn() -> Result<Vec<Arc<dyn Recipient>>> + Send + Sync;
 
 struct Current {
     epoch: Arc<Epoch>,
@@ -45,11 +50,16 @@ impl Epochs {
     /// # Errors
     /// `Key` without a recipient, `Config` with too many.
     pub fn new(recipients: Vec<Arc<dyn Recipient>>) -> Result<Self> {
-        match recipients.len() {
-            0 => Err(crate::keys::no_recipient()),
-            1..=WRAPS_MAX => Ok(Self { recipients, lifetime: LIFETIME, current: Mutex::new(None) }),
-            n => Err(Error::config(format!("{n} recipients are more than {WRAPS_MAX}"))),
-        }
+        Self::chosen_by(move || Ok(recipients.clone()))
+    }
+
+    /// Keys that are wrapped for those whom `choose` names at the time: once now, and then for each new key.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and those of `choose`. Should it fail later, files are not archived until it succeeds.
+    pub fn chosen_by(choose: impl Fn() -> Result<Vec<Arc<dyn Recipient>>> + Send + Sync + 'static) -> Result<Self> {
+        checked(choose()?)?;
+        Ok(Self { choose: Box::new(choose), lifetime: LIFETIME, current: Mutex::new(None) })
     }
 
     /// The key for one more file, of an archive whose context is always the same. Cancel safe.
@@ -60,16 +70,24 @@ impl Epochs {
             return Ok(Arc::clone(&current.epoch));
         }
         let data_key = DataKey::generate();
-        let wraps = wrap_for_all(&data_key, context, &self.recipients).await?;
+        let wraps = wrap_for_all(&data_key, context, &checked((self.choose)()?)?).await?;
         let epoch = Arc::new(Epoch { data_key, wraps });
         *current = Some(Current { epoch: Arc::clone(&epoch), begun: Instant::now(), files: 1 });
         Ok(epoch)
     }
 }
 
+fn checked(recipients: Vec<Arc<dyn Recipient>>) -> Result<Vec<Arc<dyn Recipient>>> {
+    match recipients.len() {
+        0 => Err(crate::keys::no_recipient()),
+        1..=WRAPS_MAX => Ok(recipients),
+        n => Err(Error::config(format!("{n} recipients are more than {WRAPS_MAX}"))),
+    }
+}
+
 impl fmt::Debug for Epochs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Epochs").field("recipients", &self.recipients).finish_non_exhaustive()
+        f.debug_struct("Epochs").finish_non_exhaustive()
     }
 }
 
@@ -110,5 +128,24 @@ mod tests {
         let context = EncryptionContext::of_wal(&"main".parse().unwrap());
         let given = futures::future::try_join_all((0..8).map(|_| epochs.next(&context))).await.unwrap();
         assert!(given.iter().all(|epoch| Arc::ptr_eq(epoch, &given[0])));
+    }
+
+    #[tokio::test]
+    async fn recipients_are_asked_for_with_each_new_key() {
+        let recipients: Vec<Arc<dyn Recipient>> =
+            (0..2).map(|_| Arc::new(AgeIdentity::generate().recipients().remove(0)) as Arc<dyn Recipient>).collect();
+        let names: Vec<String> = recipients.iter().map(|recipient| recipient.describe().1).collect();
+        let asked = std::sync::atomic::AtomicUsize::new(0);
+        let choose = move || {
+            let n = asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            recipients.get(n.saturating_sub(1)).cloned().map(|one| vec![one]).ok_or_else(crate::keys::no_recipient)
+        };
+        let epochs = Epochs::chosen_by(choose).unwrap();
+        let context = EncryptionContext::of_wal(&"main".parse().unwrap());
+        for name in names {
+            assert_eq!(epochs.next(&context).await.unwrap().wraps[0].recipient, name);
+            *epochs.current.lock().await = None;
+        }
+        assert_eq!(epochs.next(&context).await.unwrap_err().kind(), crate::error::ErrorKind::Key);
     }
 }

@@ -245,7 +245,7 @@ impl Seen {
 }
 
 /// Which segment of which cluster an object holds a piece of; `None` when it is something else.
-fn parse_tail(prefix: &Path, object: &Path) -> Option<(SystemIdentifier, Timeline, SegmentName, TailPiece)> {
+pub(super) fn parse_tail(prefix: &Path, object: &Path) -> Option<(SystemIdentifier, Timeline, SegmentName, TailPiece)> {
     let mut parts = object.prefix_match(prefix)?;
     let cluster = parts.next()?.as_ref().parse().ok()?;
     let (segment, piece) = WalPath::parse_tail(object)?;
@@ -253,7 +253,7 @@ fn parse_tail(prefix: &Path, object: &Path) -> Option<(SystemIdentifier, Timelin
 }
 
 /// Which file of which cluster an object holds; `None` when it is something else.
-fn parse(prefix: &Path, object: &Path) -> Option<(SystemIdentifier, Timeline, WalFile)> {
+pub(super) fn parse(prefix: &Path, object: &Path) -> Option<(SystemIdentifier, Timeline, WalFile)> {
     let mut parts = object.prefix_match(prefix)?;
     let (cluster, timeline, name) = (parts.next()?, parts.next()?, parts.next()?);
     let file = WalPath::parse_file(name.as_ref())?;

@@ -4,7 +4,7 @@ use object_store::path::Path;
 
 use super::reference::{REFERENCE_LEN_MAX, Reference};
 use super::unseal::DataKeys;
-use crate::encrypt::COMMITMENT_LEN;
+use crate::encrypt::{COMMITMENT_LEN, DataKey};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{FormatError, Header, ObjectName, Plaintext, Preamble};
 use crate::pipeline::Counters;
@@ -86,6 +86,11 @@ impl StoredFile {
         &self.preamble.header
     }
 
+    /// Whether its header was written with this data key and not changed since.
+    pub(super) fn check_header(&self, key: &DataKey) -> Result<(), FormatError> {
+        self.preamble.open(key, &self.commitment).map(drop)
+    }
+
     /// Whether its bytes are those that its footer has the digest of; says what is wrong otherwise. Needs no key. Cancel safe.
     pub(super) async fn wrong(&self) -> Result<Option<String>> {
         let entry = match self.stored.claimed().await {
@@ -100,7 +105,7 @@ impl StoredFile {
     pub(super) async fn open(self, keys: &DataKeys) -> Result<OpenVolume> {
         let Self { stored, preamble, commitment, .. } = self;
         let header = preamble.header.clone();
-        let data_key = match keys.of(&header).await {
+        let data_key = match keys.of(&stored.repository, &header).await {
             Err(e) if e.kind() == ErrorKind::Integrity => {
                 return Err(Error::integrity(format!("{} is damaged at offset 0", stored.path)).with_source(e));
             }

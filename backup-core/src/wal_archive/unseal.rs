@@ -17,6 +17,8 @@ use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::Header;
 use crate::format::Place;
 use crate::keys::{EncryptionContext, Identity, unwrap_any};
+use crate::repository::Repository;
+use crate::repository::rewraps::{Wanted, open_rewrapped};
 use crate::restore::volume::OpenVolume;
 
 /// More keys than are needed at once; then they are unwrapped again.
@@ -37,14 +39,23 @@ impl DataKeys {
         Self { identities, known: Mutex::default() }
     }
 
-    /// The data key of a volume with this header.
-    pub(super) async fn of(&self, header: &Header) -> Result<DataKey> {
+    /// The data key of a volume with this header: from its own wraps, or else from what was wrapped again since.
+    pub(super) async fn of(&self, repository: &Repository, header: &Header) -> Result<DataKey> {
         let mut known = self.known.lock().await;
         if let Some(key) = known.get(&header.data_key) {
             return Ok(key.clone());
         }
         let key =
-            unwrap_any(&header.data_key, &header.wraps, &EncryptionContext::of(&header.name), &self.identities).await?;
+            match unwrap_any(&header.data_key, &header.wraps, &EncryptionContext::of(&header.name), &self.identities)
+                .await
+            {
+                Ok(key) => key,
+                Err(failure) => {
+                    let (target, purpose) = header.name.target_and_purpose();
+                    let wanted = Wanted { target, purpose, data_key: &header.data_key };
+                    open_rewrapped(repository, wanted, &header.wraps, &self.identities, failure).await?
+                }
+            };
         if known.len() >= KEYS_KNOWN_MAX {
             known.clear();
         }

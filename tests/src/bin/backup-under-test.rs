@@ -1,5 +1,31 @@
-//! The program as it is shipped, in this package: cargo tells a test where a binary is only if both are in one package.
+//! The program as it is shipped, in this package: cargo tells a test where a binary is only if both are in one package. And at another time,
+//! if the environment says so: `BACKUP_UNDER_TEST_NOW` is the moment at which it starts.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use backup_core::clock::Clock;
+use backup_core::jiff::Timestamp;
+
+/// A clock that was set, and goes on from there.
+#[derive(Debug)]
+struct Moved {
+    from: Timestamp,
+    since: Instant,
+}
+
+impl Clock for Moved {
+    fn now(&self) -> Timestamp {
+        self.from + self.since.elapsed()
+    }
+}
 
 fn main() -> std::process::ExitCode {
-    backup_cli::main()
+    match std::env::var("BACKUP_UNDER_TEST_NOW") {
+        Ok(now) => {
+            let from = now.parse().expect("BACKUP_UNDER_TEST_NOW is a time");
+            backup_cli::main_at(Arc::new(Moved { from, since: Instant::now() }))
+        }
+        Err(_) => backup_cli::main(),
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use backup_core::clock::{Clock, SystemClock};
 use backup_core::jiff::Timestamp;
 use backup_core::repository::Repository;
 use backup_core::wal_archive::{Inventory, ReadyFiles, TimelineInventory};
@@ -78,7 +77,7 @@ pub(crate) async fn run(app: &App, args: &CheckArgs) -> Result<Exit> {
     let repository = Repository::open(&location(&app.config)?).await?;
     let inventory = Inventory::read(&repository, &target).await?;
     let ready = match &args.data_directory {
-        Some(directory) => Some(ReadyFiles::read(directory, SystemClock.now())?),
+        Some(directory) => Some(ReadyFiles::read(directory, app.clock.now())?),
         None => None,
     };
     if inventory.clusters.is_empty() && ready.is_none() {

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::postgres::wal::{SegmentSize, WalFile};
@@ -61,6 +62,7 @@ async fn fetcher(app: &App, args: &FetchArgs) -> Result<Fetcher> {
     options.patience = Duration::from_secs(args.patience);
     options.prefetch = args.prefetch;
     options.standby = args.standby;
+    options.clock = Arc::clone(&app.clock);
     if let Some(workers) = &app.config.workers {
         options.workers = workers.value;
     }

@@ -1,0 +1,21 @@
+//! `backup key generate`.
+
+use backup_core::Result;
+use backup_core::keys::age::AgeIdentity;
+
+use crate::App;
+use crate::args::GenerateKeyArgs;
+use crate::exit::Exit;
+
+pub(super) fn run(app: &App, args: &GenerateKeyArgs) -> Result<Exit> {
+    let identity = AgeIdentity::generate();
+    identity.create_file(&args.file, &*app.clock)?;
+    app.output.note(format!(
+        "made the identity file {}: keep a copy elsewhere, and not in the repository",
+        args.file.display()
+    ));
+    for recipient in identity.recipients() {
+        app.output.data(&format!("{recipient}\n"))?;
+    }
+    Ok(Exit::Done)
+}

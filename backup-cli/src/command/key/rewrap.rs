@@ -1,0 +1,70 @@
+//! `backup key rewrap`.
+
+use std::sync::Arc;
+
+use backup_core::Result;
+use backup_core::repository::census::{Looked, Problem};
+use backup_core::repository::rewrap::{RewrapOptions, named, rewrap};
+use serde::Serialize;
+
+use crate::App;
+use crate::args::RewrapArgs;
+use crate::exit::Exit;
+use crate::keys::{self, Recipients};
+use crate::progress;
+
+use super::{concurrency, count, open, problems, shown, targets, tell_problems};
+
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    repository: &'a str,
+    dry_run: bool,
+    recipients: Vec<backup_core::format::RecipientName>,
+    /// Data keys that were wrapped again, or would be.
+    data_keys: u64,
+    /// Of those, the ones of which a new wrap was opened.
+    proved: u64,
+    unchanged: u64,
+    problem_count: u64,
+    problems: &'a [Problem],
+}
+
+pub(super) async fn run(app: &App, args: &RewrapArgs) -> Result<Exit> {
+    let recipients = Recipients::load(&app.config).await?.at(app.clock.now())?;
+    let identities = keys::identities(&app.config).await?;
+    let repository = open(app).await?;
+    let targets = targets(&repository, &args.targets).await?;
+    let names: Vec<_> = recipients.iter().map(|recipient| named(&**recipient)).collect();
+    let mut options = RewrapOptions::new(recipients, identities);
+    options.dry_run = args.dry_run;
+    options.concurrency = concurrency(&app.config);
+    options.clock = Arc::clone(&app.clock);
+    let looked = Looked::default();
+    let work = rewrap(&repository, &targets, &options, &looked);
+    let done = progress::during(&app.output, None, || shown(&looked), work).await?;
+    tell_problems(&app.output, &done.census);
+    let wrapped = if args.dry_run { "to be wrapped" } else { "wrapped" };
+    let whom = names.iter().map(|name| name.recipient.as_str()).collect::<Vec<_>>().join(", ");
+    let (keys, unchanged) = (count(done.data_keys, "data key"), done.unchanged);
+    app.output.note(format!("{wrapped} again: {keys}, for {whom}; {unchanged} had been before"));
+    if !args.dry_run && done.data_keys > 0 {
+        let rest = done.data_keys - done.proved;
+        app.output
+            .note(format!("new wraps opened for a proof: {}; read back and found authentic: {rest}", done.proved));
+        app.output
+            .note("whoever has an old identity can still open what was wrapped for it: rewrapping is not revoking");
+    }
+    if args.json {
+        app.output.json(&Document {
+            repository: repository.name(),
+            dry_run: args.dry_run,
+            recipients: names,
+            data_keys: done.data_keys,
+            proved: done.proved,
+            unchanged: done.unchanged,
+            problem_count: done.census.problem_count,
+            problems: done.problems(),
+        })?;
+    }
+    problems(&done.census, "opened").map_or(Ok(Exit::Done), Err)
+}
