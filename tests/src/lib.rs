@@ -8,6 +8,7 @@ pub mod host;
 pub mod physical;
 pub mod postgres;
 pub mod s3;
+pub mod site;
 pub mod sts;
 pub mod volume;
 pub mod wal;

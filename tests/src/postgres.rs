@@ -182,7 +182,7 @@ impl Cluster {
 }
 
 /// Who runs servers when tests run as root.
-const SERVER_USER: &str = "postgres";
+pub(crate) const SERVER_USER: &str = "postgres";
 
 /// Runs `scripts/pg-cluster`; returns its standard output.
 fn pg_cluster(arguments: &[&str], environment: &[(&str, String)]) -> String {

@@ -155,6 +155,33 @@ impl Server {
         connection.query(sql).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"))
     }
 
+    /// Runs SQL that selects one value; returns that. Null is empty.
+    ///
+    /// # Panics
+    /// When the server refuses it, or it selects nothing.
+    pub async fn value(&self, sql: &str) -> String {
+        self.sql(sql).await[0][0].clone().unwrap_or_default()
+    }
+
+    /// A connection string for clients, by the socket.
+    pub fn conninfo(&self) -> String {
+        format!("host={} port={} user=postgres", self.directory.display(), self.port)
+    }
+
+    /// Runs a program of the distribution's PostgreSQL as a client of this server; returns its standard output.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn client(&self, name: &str, arguments: &[&str]) -> String {
+        let program = Path::new("/usr/lib/postgresql/15/bin").join(name);
+        let mut command = Command::new(&program);
+        command.env("PGHOST", &self.directory).env("PGPORT", self.port.to_string()).env("PGUSER", "postgres");
+        let output = command.args(arguments).output().unwrap_or_else(|e| panic!("{}: {e}", program.display()));
+        let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{name} {arguments:?}: {said}\n{complained}");
+        said.into_owned()
+    }
+
     /// Stops it in order.
     ///
     /// # Panics

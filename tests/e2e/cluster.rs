@@ -1,0 +1,3 @@
+//! Whole clusters on their way through a repository and back, with what makes clusters differ: their size, their segments, their majors.
+
+mod large;
