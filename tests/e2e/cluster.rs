@@ -1,3 +1,6 @@
 //! Whole clusters on their way through a repository and back, with what makes clusters differ: their size, their segments, their majors.
 
+mod equality;
 mod large;
+mod oddities;
+mod segments;

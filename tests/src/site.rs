@@ -129,7 +129,7 @@ impl Site {
 /// # Panics
 /// When it is not, in two minutes.
 pub async fn archived(server: &Server) {
-    let segment = server.value("SELECT pg_walfile_name(pg_current_wal_insert_lsn() - 1)").await;
+    let segment = server.value("SELECT pg_walfile_name(pg_current_wal_insert_lsn())").await;
     server.sql("SELECT pg_switch_wal()").await;
     let question = format!("SELECT coalesce(max(last_archived_wal) >= '{segment}', false) FROM pg_stat_archiver");
     until(&format!("{segment} is archived"), server, &question).await;
