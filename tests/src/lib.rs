@@ -5,6 +5,7 @@ pub mod data;
 pub mod decoder;
 pub mod embedder;
 pub mod host;
+pub mod network;
 pub mod physical;
 pub mod postgres;
 pub mod s3;

@@ -129,6 +129,8 @@ impl Site {
 /// # Panics
 /// When it is not, in two minutes.
 pub async fn archived(server: &Server) {
+    // A segment without a record is not ended.
+    server.sql("SELECT pg_logical_emit_message(false, 'archived', '')").await;
     let segment = server.value("SELECT pg_walfile_name(pg_current_wal_insert_lsn())").await;
     server.sql("SELECT pg_switch_wal()").await;
     let question = format!("SELECT coalesce(max(last_archived_wal) >= '{segment}', false) FROM pg_stat_archiver");
