@@ -284,6 +284,54 @@ fn every_command_of_the_page_on_restoring_works() {
     }
 }
 
+/// Its commands, and its settings: those that archive are in wal.rs, too.
+#[test]
+fn every_command_and_setting_of_the_page_on_archiving_works() {
+    let world = World::start("pitr-archiving");
+    world.back_up();
+    world.sql("INSERT INTO t VALUES (1)");
+    world.archived();
+    let data = world.cluster.directory().join("data");
+    let segment = world.sql("SELECT last_archived_wal FROM pg_stat_archiver");
+    let sections = documented("ARCHIVING.md");
+    assert!(sections.len() >= 2, "{sections:?}");
+    for (heading, commands) in sections {
+        let commands = commands.join("\n").replace("/var/lib/postgresql/15/main", &data.display().to_string());
+        let here = format!("{}/pg_wal/{segment}", data.display());
+        world.follow(&heading, &commands.replace("pg_wal/000000010000000000000029", &here));
+    }
+    world.give();
+
+    // Of two settings for recovery the first is an ordinary server's, the second a standby's.
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/ARCHIVING.md")).unwrap();
+    let lines: Vec<&str> = page.lines().filter(|line| line.starts_with("restore_command = ")).collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    let program = format!(
+        "{} --repo {} --identity-file {} wal fetch",
+        world.host.program().display(),
+        world.public.path("repository").display(),
+        world.public.path("identity.txt").display()
+    );
+    for (line, flags) in lines.into_iter().zip([&[][..], &["--standby"]]) {
+        let (run, to) = world.restore("app", flags);
+        run.args(["--archive-mode", "off"]).run().succeeded();
+        let settings = to.join("postgresql.auto.conf");
+        let was = std::fs::read_to_string(&settings).unwrap();
+        let now = line.replace("backup wal fetch", &program);
+        std::fs::write(&settings, format!("{was}{now}\n")).unwrap();
+        let restored = Restored::new(&world.cluster, &to).started();
+        until(|| rows(&restored) == "1", &restored);
+        if flags.is_empty() {
+            until(|| restored.sql("postgres", "SELECT pg_is_in_recovery()") == "f", &restored);
+        } else {
+            world.sql("INSERT INTO t VALUES (2)");
+            world.archived();
+            until(|| rows(&restored) == "1 2", &restored);
+        }
+        assert_eq!(restored.sql("postgres", "SHOW restore_command"), now.split('\'').nth(1).unwrap());
+    }
+}
+
 #[test]
 fn every_command_of_the_pages_on_receiving_and_on_moving_works() {
     let world = World::start("pitr-pages");
