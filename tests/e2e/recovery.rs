@@ -258,7 +258,7 @@ fn documented(page: &str) -> Vec<(String, Vec<String>)> {
 }
 
 #[test]
-fn every_command_of_the_page_on_restoring_works() {
+fn every_command_of_the_pages_on_restoring_recovering_and_standbys_works() {
     let world = World::start("pitr-docs");
     world.back_up();
     world.sql("INSERT INTO t VALUES (1)");
@@ -266,22 +266,32 @@ fn every_command_of_the_page_on_restoring_works() {
     thread::sleep(Duration::from_millis(100));
     let time = world.sql("SELECT to_char(clock_timestamp(), 'YYYY-MM-DD HH24:MI:SS.US')");
     world.sql("INSERT INTO t VALUES (2)");
+    world.sql("SELECT pg_create_restore_point('before the release')");
     world.archived();
     // The server is lost: the restored one takes its port.
     let data = world.cluster.directory().join("data");
     assert!(world.cluster.control(&data, &["stop", "-m", "fast", "-w"]));
-    let sections = documented("RESTORING.md");
-    assert!(sections.len() >= 4, "{sections:?}");
-    for (heading, commands) in sections {
-        world.follow(&heading, &commands.join("\n").replace("2026-11-22 14:30:00", &time));
-        for running in std::fs::read_dir(world.public.path("srv")).unwrap() {
+    let pages = ["RESTORING.md", "PITR.md", "STANDBY.md"];
+    let sections: Vec<_> = pages.iter().flat_map(|page| documented(page)).collect();
+    assert!(sections.len() >= 7, "{sections:?}");
+    // What is restored stays until something else is, since a later section may be about it.
+    let clear = || {
+        for running in std::fs::read_dir(world.public.path("srv")).into_iter().flatten() {
             let data = running.unwrap().path();
             if data.join("postmaster.pid").exists() {
                 assert!(world.cluster.control(&data, &["stop", "-m", "immediate", "-w"]));
             }
+            std::fs::remove_dir_all(data).unwrap();
         }
-        std::fs::remove_dir_all(world.public.path("srv")).unwrap();
+    };
+    for (heading, commands) in sections {
+        let commands = commands.join("\n");
+        if commands.contains("backup restore ") {
+            clear();
+        }
+        world.follow(&heading, &commands.replace("2026-11-22 14:30:00", &time));
     }
+    clear();
 }
 
 /// Its commands, and its settings: those that archive are in wal.rs, too.
