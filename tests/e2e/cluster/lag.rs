@@ -21,6 +21,8 @@ async fn a_stalled_archiver_and_the_lag_behind_the_server_are_told() {
 
         server.sql("CREATE TABLE t (n int)").await;
         archived(&server).await;
+        // Its statistics come later.
+        until("it is counted", &server, "SELECT archived_count > 0 FROM pg_stat_archiver").await;
         let checked = check(&["--json"]).json();
         let told = &checked["server"];
         assert_eq!(

@@ -59,8 +59,8 @@ async fn segments_of_64_mib_are_archived_received_fetched_and_recovered_from() {
         }
     }
     assert!(compared >= 4, "{compared}: {segments:?}");
-    // One segment until it is full, what comes behind it while it is stored, and the program.
-    assert!(received.peak_bytes < 2 * SEGMENT, "{} MiB", received.peak_bytes >> 20);
+    // A segment that is almost full, all of it as a piece that is being stored, and the program.
+    assert!(received.peak_bytes < 3 * SEGMENT, "{} MiB", received.peak_bytes >> 20);
 
     site.restoring(&server).args(["--target-name=between", "--target-action=promote"]).run().succeeded();
     let begun = Instant::now();
