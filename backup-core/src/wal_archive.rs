@@ -25,6 +25,7 @@ mod prefetched;
 mod receiver;
 mod reference;
 mod seal;
+mod server;
 mod stored;
 mod tail;
 #[cfg(test)]
@@ -48,6 +49,7 @@ pub use fetcher::{Fetched, Fetcher, FetcherOptions, Placed};
 pub use inventory::{ClusterInventory, Inventory, ReadyFiles, SegmentRange, TimelineInventory};
 pub use receiver::{EventCallback, Received, Receiver, ReceiverEvent, ReceiverOptions, Slot};
 pub use reference::Reference;
+pub use server::{ArchiverCount, ServerWal};
 pub(crate) use text::Histories;
 
 /// Bytes of plaintext in a chunk of a WAL file: half of what backups have, since a process that archives one segment should stay small.

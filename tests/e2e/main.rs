@@ -1,6 +1,7 @@
 //! The program with real parts: pipes, processes, PostgreSQL, S3, files.
 
 mod base_backup;
+mod cluster;
 mod commands;
 mod configuration;
 mod decoder;

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use backup_tests::host::{Host, Running};
 use backup_tests::kms::Kms;
+use backup_tests::network::Network;
 use backup_tests::postgres::{NewServer, Server};
+use backup_tests::s3::{Fault, Rule, S3};
 use rustix::process::Signal;
 
 use crate::BACKUP;
@@ -273,4 +275,141 @@ async fn a_server_that_goes_away_is_waited_for() {
     running.wait().succeeded().saying("trying again");
     same(&host, &server, &lsn).await;
     assert!(Path::new(&host.repository()).exists());
+}
+
+#[tokio::test]
+async fn a_network_that_was_pulled_for_a_minute_costs_nothing() {
+    let (server, host) = world(15);
+    let network = Network::to(server.port());
+    let conninfo = format!("host=127.0.0.1 port={} user=postgres", network.port());
+    let arguments = ["wal", "receive", &conninfo, "--slot", "backup", "--create-slot", "--flush-interval", "1"];
+    let mut running = host.backup(arguments).start();
+    received_from(&server).await;
+    write(&server).await;
+    let before = position(&server).await;
+    durable(&server, &before).await;
+
+    network.pull();
+    let pulled = Instant::now();
+    while pulled.elapsed() < Duration::from_secs(60) {
+        write(&server).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+    }
+    let missed = position(&server).await;
+    assert!(running.is_running());
+    network.plug_in();
+    // Each side takes a minute to give the other up; then it connects again, at most half a minute later.
+    let question = format!("SELECT coalesce(bool_or(flush_lsn >= '{missed}'), false) FROM pg_stat_replication");
+    while server.value(&question).await != "t" {
+        assert!(pulled.elapsed() < Duration::from_secs(200), "it does not catch up: {}", server.log());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    write(&server).await;
+    let lsn = position(&server).await;
+    durable(&server, &lsn).await;
+    running.signal(Signal::TERM);
+    running.wait().succeeded().saying("was not heard of for");
+    same(&host, &server, &lsn).await;
+    let checked = host.backup(["wal", "check", "--json"]).run().json();
+    assert_eq!(checked["problems"], serde_json::json!([]), "{checked}");
+}
+
+/// The piece is stored, and nobody knows: neither the answer nor the look afterwards comes through. Sealed anew it is another object.
+#[tokio::test]
+async fn a_piece_whose_answer_was_lost_while_the_store_went_away_costs_nothing() {
+    let store = S3::start();
+    let server = NewServer::of_major(15).initdb("--wal-segsize=1").setting("wal_keep_size", "1GB");
+    let server = server.setting("synchronous_commit", "on").start();
+    let mut host = Host::new(BACKUP);
+    store.serve(&mut host);
+    host.set("BACKUP_TARGET", "db");
+    host.backup(["init"]).run().succeeded();
+    let running = receive(&host, &server, &["--slot", "backup", "--create-slot"]);
+    received_from(&server).await;
+    write(&server).await;
+    let lsn = position(&server).await;
+    durable(&server, &lsn).await;
+
+    store.inject(Rule::new(Fault::LoseAnswer, "PUT", ".tail/").times(1));
+    for method in ["PUT", "GET", "HEAD"] {
+        store.inject(Rule::new(Fault::Status(403), method, ".tail/"));
+    }
+    server.sql("INSERT INTO t VALUES (0, 'whose piece is stored and not acknowledged')").await;
+    let lost = position(&server).await;
+    let begun = Instant::now();
+    while !store.has_struck() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nothing was stored");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let acknowledged = format!("SELECT bool_or(flush_lsn >= '{lost}') FROM pg_stat_replication");
+    assert_eq!(server.value(&acknowledged).await, "f", "what may not be durable was acknowledged");
+    store.mend();
+    durable(&server, &lost).await;
+    write(&server).await;
+    let lsn = position(&server).await;
+    durable(&server, &lsn).await;
+    running.signal(Signal::TERM);
+    running.wait().succeeded().saying("trying again");
+    same(&host, &server, &lsn).await;
+    let checked = host.backup(["wal", "check", "--json"]).run().json();
+    assert_eq!(checked["problems"], serde_json::json!([]), "{checked}");
+}
+
+/// Before 15 no replication command tells where a slot stands.
+#[tokio::test]
+async fn what_a_slot_holds_is_received_though_the_archive_is_empty() {
+    for major in [13, 14, 15] {
+        let (server, host) = world(major);
+        server.sql("SELECT pg_create_physical_replication_slot('backup', true)").await;
+        let held = server.value("SELECT pg_walfile_name(restart_lsn) FROM pg_replication_slots").await;
+        for _ in 0..3 {
+            write(&server).await;
+        }
+        let running = receive(&host, &server, &["--slot", "backup", "--create-slot"]);
+        let lsn = position(&server).await;
+        received_from(&server).await;
+        durable(&server, &lsn).await;
+        running.signal(Signal::TERM);
+        running.wait().succeeded();
+        let checked = host.backup(["wal", "check", "--json"]).run().json();
+        assert_eq!(checked["clusters"][0]["timelines"][0]["ranges"][0]["first"], held.as_str(), "{major}: {checked}");
+        same(&host, &server, &lsn).await;
+    }
+    // Where it may not ask, it does not guess.
+    let hba = "local replication all trust\nlocal all all reject\nhost all all 127.0.0.1/32 trust\n";
+    let server = NewServer::of_major(14).initdb("--wal-segsize=1").file("pg_hba.conf", hba);
+    let server = server.start();
+    let mut host = Host::initialised(BACKUP);
+    host.set("BACKUP_TARGET", "db");
+    receive(&host, &server, &["--slot", "backup", "--create-slot"])
+        .wait()
+        .failed(2)
+        .saying("slot backup")
+        .hinting("pg_hba.conf");
+}
+
+/// A segment of which there is a tail only was begun; who comes again, even without a slot, begins with it.
+#[tokio::test]
+async fn an_archive_that_ends_with_the_tail_of_its_first_segment_is_gone_on_with() {
+    let (server, host) = world(15);
+    let running = receive(&host, &server, &[]);
+    received_from(&server).await;
+    server.sql("CREATE TABLE first (n int)").await;
+    let lsn = position(&server).await;
+    durable(&server, &lsn).await;
+    running.signal(Signal::TERM);
+    running.wait().succeeded();
+    let first = server.value(&format!("SELECT pg_walfile_name('{lsn}')")).await;
+    assert!(files(&host, ".vol").iter().all(|name| name.contains(".tail/")), "{:?}", host.stored());
+    write(&server).await;
+    let running = receive(&host, &server, &[]);
+    received_from(&server).await;
+    let lsn = position(&server).await;
+    durable(&server, &lsn).await;
+    running.signal(Signal::TERM);
+    running.wait().succeeded();
+    let checked = host.backup(["wal", "check", "--json"]).run().json();
+    assert_eq!(checked["clusters"][0]["timelines"][0]["ranges"][0]["first"], first.as_str(), "{checked}");
+    same(&host, &server, &lsn).await;
 }

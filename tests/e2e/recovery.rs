@@ -258,7 +258,7 @@ fn documented(page: &str) -> Vec<(String, Vec<String>)> {
 }
 
 #[test]
-fn every_command_of_the_page_on_restoring_works() {
+fn every_command_of_the_pages_on_restoring_recovering_and_standbys_works() {
     let world = World::start("pitr-docs");
     world.back_up();
     world.sql("INSERT INTO t VALUES (1)");
@@ -266,21 +266,79 @@ fn every_command_of_the_page_on_restoring_works() {
     thread::sleep(Duration::from_millis(100));
     let time = world.sql("SELECT to_char(clock_timestamp(), 'YYYY-MM-DD HH24:MI:SS.US')");
     world.sql("INSERT INTO t VALUES (2)");
+    world.sql("SELECT pg_create_restore_point('before the release')");
     world.archived();
     // The server is lost: the restored one takes its port.
     let data = world.cluster.directory().join("data");
     assert!(world.cluster.control(&data, &["stop", "-m", "fast", "-w"]));
-    let sections = documented("RESTORING.md");
-    assert!(sections.len() >= 4, "{sections:?}");
-    for (heading, commands) in sections {
-        world.follow(&heading, &commands.join("\n").replace("2026-11-22 14:30:00", &time));
-        for running in std::fs::read_dir(world.public.path("srv")).unwrap() {
+    let pages = ["RESTORING.md", "PITR.md", "STANDBY.md"];
+    let sections: Vec<_> = pages.iter().flat_map(|page| documented(page)).collect();
+    assert!(sections.len() >= 7, "{sections:?}");
+    // What is restored stays until something else is, since a later section may be about it.
+    let clear = || {
+        for running in std::fs::read_dir(world.public.path("srv")).into_iter().flatten() {
             let data = running.unwrap().path();
             if data.join("postmaster.pid").exists() {
                 assert!(world.cluster.control(&data, &["stop", "-m", "immediate", "-w"]));
             }
+            std::fs::remove_dir_all(data).unwrap();
         }
-        std::fs::remove_dir_all(world.public.path("srv")).unwrap();
+    };
+    for (heading, commands) in sections {
+        let commands = commands.join("\n");
+        if commands.contains("backup restore ") {
+            clear();
+        }
+        world.follow(&heading, &commands.replace("2026-11-22 14:30:00", &time));
+    }
+    clear();
+}
+
+/// Its commands, and its settings: those that archive are in wal.rs, too.
+#[test]
+fn every_command_and_setting_of_the_page_on_archiving_works() {
+    let world = World::start("pitr-archiving");
+    world.back_up();
+    world.sql("INSERT INTO t VALUES (1)");
+    world.archived();
+    let data = world.cluster.directory().join("data");
+    let segment = world.sql("SELECT last_archived_wal FROM pg_stat_archiver");
+    let sections = documented("ARCHIVING.md");
+    assert!(sections.len() >= 2, "{sections:?}");
+    for (heading, commands) in sections {
+        let commands = commands.join("\n").replace("/var/lib/postgresql/15/main", &data.display().to_string());
+        let here = format!("{}/pg_wal/{segment}", data.display());
+        world.follow(&heading, &commands.replace("pg_wal/000000010000000000000029", &here));
+    }
+    world.give();
+
+    // Of two settings for recovery the first is an ordinary server's, the second a standby's.
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/ARCHIVING.md")).unwrap();
+    let lines: Vec<&str> = page.lines().filter(|line| line.starts_with("restore_command = ")).collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    let program = format!(
+        "{} --repo {} --identity-file {} wal fetch",
+        world.host.program().display(),
+        world.public.path("repository").display(),
+        world.public.path("identity.txt").display()
+    );
+    for (line, flags) in lines.into_iter().zip([&[][..], &["--standby"]]) {
+        let (run, to) = world.restore("app", flags);
+        run.args(["--archive-mode", "off"]).run().succeeded();
+        let settings = to.join("postgresql.auto.conf");
+        let was = std::fs::read_to_string(&settings).unwrap();
+        let now = line.replace("backup wal fetch", &program);
+        std::fs::write(&settings, format!("{was}{now}\n")).unwrap();
+        let restored = Restored::new(&world.cluster, &to).started();
+        until(|| rows(&restored) == "1", &restored);
+        if flags.is_empty() {
+            until(|| restored.sql("postgres", "SELECT pg_is_in_recovery()") == "f", &restored);
+        } else {
+            world.sql("INSERT INTO t VALUES (2)");
+            world.archived();
+            until(|| rows(&restored) == "1 2", &restored);
+        }
+        assert_eq!(restored.sql("postgres", "SHOW restore_command"), now.split('\'').nth(1).unwrap());
     }
 }
 

@@ -1,12 +1,19 @@
 //! `archive_command` and `restore_command` of a real PostgreSQL.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use backup_core::keys::Identity;
+use backup_core::keys::age::AgeIdentity;
+use backup_core::repository::Repository;
+use backup_core::wal_archive::{Fetched, Fetcher, FetcherOptions};
 use backup_tests::host::Host;
 use backup_tests::postgres::Cluster;
 use backup_tests::s3::{Fault, Rule, S3};
+
+use futures::StreamExt;
 
 use crate::BACKUP;
 
@@ -35,7 +42,7 @@ impl World {
         server.serve(&mut host);
         host.backup(["init"]).run().succeeded();
         let directory = Cluster::directory_of(name).join("own");
-        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::create_dir_all(directory.join("copies")).unwrap();
         // Where the server's user can reach them.
         let (program, identity) = (directory.join("backup"), directory.join("identity.txt"));
         std::fs::copy(BACKUP, &program).unwrap();
@@ -47,7 +54,9 @@ impl World {
             .map(|(name, value)| format!("export {name}='{value}'\n"))
             .collect();
         let identity = format!("export BACKUP_IDENTITY_FILE='{}'\n", identity.display());
-        let text = format!("#!/bin/sh\n{exports}{identity}exec '{}' wal \"$@\"\n", program.display());
+        // What PostgreSQL hands over, beside what we store of it.
+        let copy = format!("[ \"$1\" != push ] || cp \"$2\" '{}/copies' || exit\n", directory.display());
+        let text = format!("#!/bin/sh\n{exports}{identity}{copy}exec '{}' wal \"$@\"\n", program.display());
         std::fs::write(&script, text).unwrap();
         let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&script, executable).unwrap();
@@ -69,14 +78,16 @@ impl World {
         self.cluster.sql("postgres", sql)
     }
 
-    /// Fills `count` segments, more or less, and ends the last of them.
+    /// Writes `count` segments, each fourth of them full.
     fn write(&self, count: u32) {
-        for _ in 0..count {
-            self.sql(
-                "INSERT INTO t SELECT n, md5(random()::text) || md5(random()::text) FROM generate_series(1, 5000) n;
-                 SELECT pg_switch_wal();",
-            );
-        }
+        self.sql(&format!(
+            "DO $$ BEGIN FOR i IN 1..{count} LOOP
+               INSERT INTO t SELECT n, md5(random()::text) || md5(random()::text)
+                 FROM generate_series(1, CASE i % 4 WHEN 0 THEN 5000 ELSE 50 END) n;
+               PERFORM pg_switch_wal();
+               COMMIT;
+             END LOOP; END $$"
+        ));
     }
 
     /// Waits until nothing waits to be archived.
@@ -100,25 +111,34 @@ impl World {
         panic!("{} files are not archived", waiting());
     }
 
-    /// The names of complete segments in `pg_wal` that PostgreSQL holds for archived.
-    fn done(&self) -> Vec<String> {
-        let status = std::fs::read_dir(self.data().join("pg_wal/archive_status")).unwrap();
-        let names = status.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let segment = |name: String| name.strip_suffix(".done").filter(|name| name.len() == 24).map(str::to_owned);
-        let mut done: Vec<String> = names.filter_map(segment).collect();
-        done.sort();
-        done
+    /// The segments that PostgreSQL has handed over, by name.
+    fn handed_over(&self) -> Vec<String> {
+        let copies = std::fs::read_dir(self.cluster.directory().join("own/copies")).unwrap();
+        let names = copies.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut segments: Vec<String> = names.filter(|name| name.len() == 24).collect();
+        segments.sort();
+        segments
     }
 
-    /// Whether each of these files comes back as it is in `pg_wal`.
+    /// Demands that each of these segments comes back as PostgreSQL gave it. The store's files are a repository, too.
     fn same(&self, names: &[String]) {
-        for name in names {
-            let to = self.host.path("fetched");
-            let fetch = self.host.backup(["wal", "fetch", name, "--prefetch=0"]).args([&to]);
-            fetch.in_directory(self.data()).run().succeeded();
-            let was = std::fs::read(self.data().join("pg_wal").join(name)).unwrap();
-            assert!(was == std::fs::read(&to).unwrap(), "{name} differs");
-        }
+        let repository = self.server.path("some/prefix");
+        let compare = async {
+            let repository = Repository::open(&repository.to_str().unwrap().parse().unwrap()).await.unwrap();
+            let identity: Arc<dyn Identity> = Arc::new(AgeIdentity::load(&self.host.identity_file()).unwrap());
+            let (target, options) = ("app".parse().unwrap(), FetcherOptions::default());
+            let fetcher = &Fetcher::new(repository, target, vec![identity], options).unwrap();
+            let compared = futures::stream::iter(names).for_each_concurrent(8, |name| async move {
+                let fetched = self.host.path(name);
+                let done = fetcher.fetch(name.parse().unwrap(), &fetched).await.unwrap();
+                assert!(matches!(done, Fetched::Placed(_)), "{name} is lost");
+                let was = std::fs::read(self.cluster.directory().join("own/copies").join(name)).unwrap();
+                assert!(was == std::fs::read(&fetched).unwrap(), "{name} differs");
+                std::fs::remove_file(fetched).unwrap();
+            });
+            compared.await;
+        };
+        tokio::runtime::Runtime::new().unwrap().block_on(compare);
     }
 
     fn copy_path(&self) -> PathBuf {
@@ -161,26 +181,27 @@ impl Drop for World {
 }
 
 #[test]
-fn a_store_that_fails_at_random_costs_no_segment() {
+fn a_store_that_fails_at_random_costs_none_of_a_thousand_segments() {
     let world = World::start("archive");
     world.sql("CREATE TABLE t (n int, hash text)");
-    for (fault, one_in) in [(Fault::Status(403), 4), (Fault::Status(503), 9), (Fault::LoseAnswer, 9), (Fault::Reset, 9)]
+    for (fault, one_in) in
+        [(Fault::Status(403), 12), (Fault::Status(503), 20), (Fault::LoseAnswer, 20), (Fault::Reset, 20)]
     {
         world.server.inject(Rule::new(fault, "PUT", "/wal/").one_in(one_in));
     }
-    world.write(80);
+    world.write(1000);
     world.archived();
     world.server.heal();
     let failed: u64 = world.sql("SELECT failed_count FROM pg_stat_archiver").parse().unwrap();
     assert!(failed > 0, "PostgreSQL has counted no failure");
-    let done = world.done();
-    assert!(done.len() >= 80, "{}", done.len());
-    world.same(&done);
+    let segments = world.handed_over();
+    assert!(segments.len() >= 1000, "{}", segments.len());
+    world.same(&segments);
 
     let check = world.host.backup(["wal", "check", "--json", "-D"]).args([world.data()]).run().json();
     assert_eq!((&check["ok"], &check["problems"]), (&true.into(), &serde_json::json!([])));
     let timeline = &check["clusters"][0]["timelines"][0];
-    assert_eq!((&timeline["segments"], &timeline["segment_bytes"]), (&done.len().into(), &(1 << 20).into()));
+    assert_eq!((&timeline["segments"], &timeline["segment_bytes"]), (&segments.len().into(), &(1 << 20).into()));
     assert_eq!(
         check["clusters"][0]["system_identifier"],
         world.sql("SELECT system_identifier FROM pg_control_system()")
@@ -189,16 +210,16 @@ fn a_store_that_fails_at_random_costs_no_segment() {
     // A forced switch leaves a segment of almost nothing.
     world.sql("SELECT pg_logical_emit_message(false, 'a', 'b'), pg_switch_wal()");
     world.archived();
-    let last = world.done().pop().unwrap();
+    let last = world.handed_over().pop().unwrap();
     let [object] = &world.stored(&format!("{last}.vol"))[..] else { panic!("{last} is not stored once") };
     let stored = world.server.object(object).len();
     assert!(stored < 10_000, "{stored} bytes");
 
     // Somebody removes one.
-    std::fs::remove_file(world.server.path(&world.stored(&done[40])[0])).unwrap();
+    std::fs::remove_file(world.server.path(&world.stored(&segments[500])[0])).unwrap();
     let check = world.host.backup(["wal", "check"]).run();
     assert_eq!(check.code(), Some(3), "{check}");
-    check.saying(&format!("the segment {} of cluster", done[40]));
+    check.saying(&format!("the segment {} of cluster", segments[500]));
 }
 
 #[test]

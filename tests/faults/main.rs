@@ -5,6 +5,7 @@ mod damage;
 mod disk;
 mod interrupted;
 mod killed;
+mod recovery;
 mod rewrap;
 mod store;
 mod wal;

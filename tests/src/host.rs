@@ -55,6 +55,11 @@ impl Host {
         &self.program
     }
 
+    /// Has another program from here on.
+    pub fn set_program(&mut self, program: PathBuf) {
+        self.program = program;
+    }
+
     /// A path of this machine's own.
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.home.path().join(name)

@@ -182,15 +182,22 @@ impl Cluster {
 }
 
 /// Who runs servers when tests run as root.
-const SERVER_USER: &str = "postgres";
+pub(crate) const SERVER_USER: &str = "postgres";
 
 /// Runs `scripts/pg-cluster`; returns its standard output.
 fn pg_cluster(arguments: &[&str], environment: &[(&str, String)]) -> String {
+    // It says itself what is missing and which script installs it.
+    try_pg_cluster(arguments, environment).unwrap_or_else(|said| panic!("{said}"))
+}
+
+/// The same; when it fails, what it says about it.
+fn try_pg_cluster(arguments: &[&str], environment: &[(&str, String)]) -> Result<String, String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/pg-cluster");
     let variables = environment.iter().map(|(name, value)| (name, value));
     let output = Command::new(&script).args(arguments).envs(variables).stdin(Stdio::null()).output();
     let output = output.unwrap_or_else(|e| panic!("cannot run {}: {e}", script.display()));
-    // It says itself what is missing and which script installs it.
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("text")
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    Ok(String::from_utf8(output.stdout).expect("text"))
 }

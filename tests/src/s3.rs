@@ -24,6 +24,7 @@ use s3s::service::{S3Service, S3ServiceBuilder};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::host::{Host, files_below};
 use crate::sts::{SESSION_ACCESS_KEY, SESSION_SECRET_KEY, SESSION_TOKEN};
@@ -45,6 +46,8 @@ pub struct S3 {
     address: SocketAddr,
     root: TempDir,
     shared: Arc<Shared>,
+    service: S3Service,
+    accepting: Mutex<Option<JoinHandle<()>>>,
     runtime: Option<Runtime>,
 }
 
@@ -181,9 +184,35 @@ impl S3 {
         let runtime = runtime.expect("a runtime");
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound");
+        let server = Self { address, root, shared, service, accepting: Mutex::new(None), runtime: Some(runtime) };
+        server.accept(listener);
+        server
+    }
+
+    fn accept(&self, listener: std::net::TcpListener) {
         listener.set_nonblocking(true).expect("sockets can be");
-        runtime.spawn(accept(listener, service, Arc::clone(&shared)));
-        Self { address, root, shared, runtime: Some(runtime) }
+        let accepting = accept(listener, self.service.clone(), Arc::clone(&self.shared));
+        *lock(&self.accepting) = self.runtime.as_ref().map(|runtime| runtime.spawn(accepting));
+    }
+
+    /// Stops listening and closes all connections; what is stored stays.
+    ///
+    /// # Panics
+    /// When it does not listen.
+    pub fn stop(&self) {
+        lock(&self.accepting).take().expect("it listens").abort();
+        // The socket closes when its task has ended.
+        while std::net::TcpStream::connect(self.address).is_ok() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Listens again, at the same address.
+    ///
+    /// # Panics
+    /// When that is taken.
+    pub fn resume(&self) {
+        self.accept(std::net::TcpListener::bind(self.address).expect("its own port"));
     }
 
     /// `http://127.0.0.1:port`.
@@ -241,6 +270,11 @@ impl S3 {
         lock(&self.shared.rules).iter().any(|rule| rule.struck > 0)
     }
 
+    /// All goes well again; not every rule must have struck.
+    pub fn mend(&self) {
+        lock(&self.shared.rules).clear();
+    }
+
     /// All goes well again.
     ///
     /// # Panics
@@ -280,8 +314,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 async fn accept(listener: std::net::TcpListener, service: S3Service, shared: Arc<Shared>) {
     let listener = TcpListener::from_std(listener).expect("a listening socket");
+    // They end when this does.
+    let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
-        tokio::spawn(serve(stream, service.clone(), Arc::clone(&shared)));
+        connections.spawn(serve(stream, service.clone(), Arc::clone(&shared)));
+        while connections.try_join_next().is_some() {}
     }
 }
 

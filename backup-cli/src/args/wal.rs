@@ -166,7 +166,11 @@ pub(crate) struct CheckArgs {
     #[arg(short = 'D', long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) data_directory: Option<PathBuf>,
 
-    /// Warn when a file has waited for so many seconds to be archived
+    /// Ask the server how far its WAL is and what its archiver does; the configured target's unless CONNINFO is given
+    #[arg(long, value_name = "CONNINFO", num_args = 0..=1, default_missing_value = "")]
+    pub(crate) server: Option<String>,
+
+    /// Warn when a file has waited for so many seconds to be archived, or the archive is behind the server for as long
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub(crate) lag_max: u64,
 

@@ -8,6 +8,8 @@ mod receive;
 use std::sync::Arc;
 
 use backup_core::compress::Compression;
+use backup_core::postgres::ConnInfo;
+use backup_core::postgres::wire::{ConnectOptions, Environment};
 use backup_core::repository::layout::TargetName;
 use backup_core::wal_archive::{ArchiverOptions, Epochs};
 use backup_core::{Error, Result};
@@ -41,6 +43,17 @@ fn target(config: &Config) -> Result<TargetName> {
         _ => Err(Error::config("no target is given")
             .with_hint("name it with --target or BACKUP_TARGET: the name under which the cluster is backed up")),
     }
+}
+
+/// How to connect to the target's server: as `conninfo` says, else as the configuration does, else as libpq's environment does.
+fn connect_options(app: &App, conninfo: Option<&str>, target: &TargetName) -> Result<ConnectOptions> {
+    let configured = app.config.targets.iter().find(|configured| configured.name == *target);
+    let conninfo = match (conninfo, configured.map(|target| &target.input)) {
+        (Some(conninfo), _) => conninfo,
+        (None, Some(Input::Cluster(cluster))) => &cluster.conninfo,
+        (None, _) => "",
+    };
+    ConnectOptions::resolve(&ConnInfo::parse(conninfo)?, &Environment::of_process())
 }
 
 /// Stores WAL as the configuration has it.

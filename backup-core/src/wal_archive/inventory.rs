@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use jiff::Timestamp;
+use object_store::ObjectMeta;
 use object_store::path::Path;
 
 use super::stored::StoredFile;
@@ -50,6 +51,10 @@ pub struct TimelineInventory {
     pub archived: Option<Timestamp>,
     /// How far the log reaches that was received of the segment behind the newest: what a restore puts together, and the end of the archive.
     pub tail: Option<Lsn>,
+    /// The newest segment of which pieces were received, full meanwhile or not.
+    pub tail_segment: Option<SegmentName>,
+    /// When the newest object came, a piece of a segment too, by the clock of the store.
+    pub written: Option<Timestamp>,
     /// Bytes in the repository.
     pub stored_bytes: u64,
 }
@@ -93,11 +98,11 @@ impl Inventory {
         while let Some(object) = listing.try_next().await.map_err(failed)? {
             if let Some((cluster, timeline, segment, piece)) = parse_tail(&prefix, &object.location) {
                 let seen = seen.entry((cluster, timeline)).or_default();
-                seen.bytes += object.size;
+                seen.note(&object);
                 seen.add_piece(segment, piece);
             } else if let Some((cluster, timeline, file)) = parse(&prefix, &object.location) {
                 let seen = seen.entry((cluster, timeline)).or_default();
-                seen.bytes += object.size;
+                seen.note(&object);
                 seen.add(file);
             }
         }
@@ -114,6 +119,13 @@ impl Inventory {
 }
 
 impl TimelineInventory {
+    /// How far the archive reaches: to the end of its newest segment, or of what was received of the one behind it. `size` is that of the cluster's
+    /// segments, for a timeline of which there is no whole one.
+    pub fn end(&self, size: SegmentSize) -> Option<Lsn> {
+        let whole = self.ranges.last().map(|range| range.end);
+        self.tail.max(whole).or_else(|| self.tail_segment?.start(size))
+    }
+
     /// What is missing between ranges: the first segment that is, and the last.
     pub fn gaps(&self) -> Vec<(SegmentName, SegmentName)> {
         let Some(size) = self.segment_size else { return Vec::new() };
@@ -159,11 +171,17 @@ struct Seen {
     segments: BTreeMap<(u32, u32), [u64; 4]>,
     has_history: bool,
     bytes: u64,
+    written: Option<Timestamp>,
     /// The newest segment of which there are pieces.
     tail: Option<(SegmentName, Vec<TailPiece>)>,
 }
 
 impl Seen {
+    fn note(&mut self, object: &ObjectMeta) {
+        self.bytes += object.size;
+        self.written = self.written.max(Timestamp::from_second(object.last_modified.timestamp()).ok());
+    }
+
     fn add_piece(&mut self, segment: SegmentName, piece: TailPiece) {
         match &mut self.tail {
             Some((newest, _)) if *newest > segment => {}
@@ -212,6 +230,8 @@ impl Seen {
             has_history: self.has_history,
             archived: None,
             tail: None,
+            tail_segment: self.tail.as_ref().map(|(segment, _)| *segment),
+            written: self.written,
             stored_bytes: self.bytes,
         };
         let Some(newest) = self.names(timeline).next_back() else { return Ok(found) };

@@ -33,6 +33,10 @@ const SEGMENT_BYTES_MAX: u64 = 64 << 20;
 const PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
+/// A server that says nothing for so long, though it was asked to, is given up: whatever is between us has let go of the connection without
+/// telling. As long as the server's own `wal_sender_timeout` is unless somebody changed it.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
 /// SQLSTATE `undefined_file`: the log was removed.
 const REMOVED: &str = "58P01";
 /// SQLSTATE `duplicate_object`: there is a slot of that name.
@@ -195,19 +199,22 @@ impl Receiver {
 
     /// One connection, from the position that is durable on.
     async fn session(&self, known: &mut Known) -> Result<()> {
-        let connecting = Connection::connect(&self.options.connect, Mode::Replication);
-        let mut connection = tokio::select! {
+        let connecting = heard(async {
+            let mut connection = Connection::connect(&self.options.connect, Mode::Replication).await?;
+            let identity = connection.identify_system().await?;
+            let size = SegmentSize::of_setting(&connection.show("wal_segment_size").await?)?;
+            Ok((connection, identity, size))
+        });
+        let (mut connection, identity, size) = tokio::select! {
             () = self.options.cancel.cancelled() => return Ok(()),
             connected = connecting => connected?,
         };
-        let identity = connection.identify_system().await?;
         let cluster = *known.cluster.get_or_insert(identity.system);
         if cluster != identity.system {
             let message =
                 format!("this server is of the cluster {}, and the one before was of {cluster}", identity.system);
             return Err(Error::config(message).with_hint("a cluster that was made anew needs a target of its own"));
         }
-        let size = SegmentSize::of_setting(&connection.show("wal_segment_size").await?)?;
         if size.bytes() > SEGMENT_BYTES_MAX {
             return Err(Error::config(format!(
                 "segments of {} MiB are larger than can be received",
@@ -215,10 +222,10 @@ impl Receiver {
             ))
             .with_hint("archive them with 'backup wal push' as archive_command"));
         }
-        let slot = self.slot(&mut connection).await?;
+        let slot = heard(self.slot(&mut connection)).await?;
         let mut start = self.start(&mut connection, &identity, size, slot.as_deref(), known).await?;
         loop {
-            let opened = connection.start_replication(slot.as_deref(), start.lsn, start.timeline).await;
+            let opened = heard(connection.start_replication(slot.as_deref(), start.lsn, start.timeline)).await;
             let stream = opened.map_err(|e| self.lost(e, start, known))?;
             known.streamed = true;
             self.tell(&ReceiverEvent::Started { lsn: start.lsn, timeline: start.timeline });
@@ -272,13 +279,43 @@ impl Receiver {
             return Ok(archived);
         }
         if let (Slot::Existing(_) | Slot::Created(_), Some(name)) = (&self.options.slot, slot)
-            && connection.server_major()? >= 15
-            && let Some(position) = connection.read_replication_slot(name).await?
-            && let Some((lsn, timeline)) = position.restart
+            && let Some(position) = self.restart(connection, identity, name).await?
         {
-            return Ok(of_segment(WalPosition { lsn, timeline }));
+            return Ok(of_segment(position));
         }
         Ok(at_server)
+    }
+
+    /// From where on the server keeps its log for a slot.
+    async fn restart(
+        &self,
+        connection: &mut Connection,
+        identity: &Identity,
+        slot: &str,
+    ) -> Result<Option<WalPosition>> {
+        if connection.server_major()? >= 15 {
+            let position = connection.read_replication_slot(slot).await?;
+            return Ok(position
+                .and_then(|position| position.restart)
+                .map(|(lsn, timeline)| WalPosition { lsn, timeline }));
+        }
+        // Older servers tell by SQL only, which takes a connection of the other kind.
+        let options = self.options.connect.clone().with_default_database("postgres");
+        let asked = heard(async {
+            let mut connection = Connection::connect(&options, Mode::Sql).await?;
+            connection.query("SELECT slot_name, restart_lsn FROM pg_replication_slots").await
+        });
+        let rows = asked.await.map_err(|e| {
+            let message = format!("cannot ask the server where the slot {slot} stands");
+            Error::new(e.kind(), Stage::Source, message).with_source(e).with_hint(
+                "before PostgreSQL 15 this takes an ordinary connection, to the database of CONNINFO or 'postgres': allow it in pg_hba.conf",
+            )
+        })?;
+        let row = rows.into_iter().find(|row| matches!(&row[..], [Some(name), ..] if name == slot));
+        let lsn = row.and_then(|row| row.get(1)?.as_deref()?.parse::<Lsn>().ok());
+        let Some(lsn) = lsn else { return Ok(None) };
+        let timeline = history(connection, identity).await?.timeline_at(lsn);
+        Ok(Some(WalPosition { lsn, timeline }))
     }
 
     /// Where the archive ends, on the server's timeline or on one that it descends from.
@@ -292,15 +329,10 @@ impl Receiver {
         let Some(cluster) = inventory.clusters.into_iter().find(|c| c.system_identifier == identity.system) else {
             return Ok(None);
         };
-        let history = match identity.timeline {
-            Timeline::FIRST => History::of_first(Timeline::FIRST),
-            timeline => {
-                let content = connection.timeline_history(timeline).await?.content;
-                History::parse(timeline, &String::from_utf8_lossy(&content))?
-            }
-        };
+        let history = history(connection, identity).await?;
         let ends = cluster.timelines.iter().filter_map(|found| {
-            let end = found.ranges.last()?.end;
+            // What is known by its tail alone is received again, whole.
+            let end = found.ranges.last().map(|range| range.end).or_else(|| found.tail_segment?.start(size))?;
             match history.left_at(found.timeline) {
                 // Its last segment was not full, and may be known only by its tail.
                 Some(left_at) => Some(WalPosition { lsn: end.min(size.start_of(left_at)), timeline: found.timeline }),
@@ -354,6 +386,27 @@ impl Receiver {
             callback(event);
         }
     }
+}
+
+/// The history of the server's timeline.
+async fn history(connection: &mut Connection, identity: &Identity) -> Result<History> {
+    match identity.timeline {
+        Timeline::FIRST => Ok(History::of_first(Timeline::FIRST)),
+        timeline => {
+            let content = connection.timeline_history(timeline).await?.content;
+            History::parse(timeline, &String::from_utf8_lossy(&content))
+        }
+    }
+}
+
+/// What the server answers, unless it does not.
+async fn heard<T>(answer: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(SILENCE_MAX, answer).await.unwrap_or_else(|_| Err(unheard(SILENCE_MAX)))
+}
+
+fn unheard(silence: Duration) -> Error {
+    let message = format!("PostgreSQL was not heard of for {} s", silence.as_secs());
+    Error::new(ErrorKind::Source, Stage::Source, message)
 }
 
 /// Whether a failure may be over in a while. What a person has to decide about does not.

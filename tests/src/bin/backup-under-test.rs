@@ -1,5 +1,7 @@
 //! The program as it is shipped, in this package: cargo tells a test where a binary is only if both are in one package. And at another time,
 //! if the environment says so: `BACKUP_UNDER_TEST_NOW` is the moment at which it starts.
+//!
+//! With `BACKUP_UNDER_TEST_PANIC` in its environment it panics, where only a bug could make it: it starts the log, and finds that somebody has.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,6 +23,9 @@ impl Clock for Moved {
 }
 
 fn main() -> std::process::ExitCode {
+    if std::env::var_os("BACKUP_UNDER_TEST_PANIC").is_some() {
+        let _ = tracing::subscriber::set_global_default(tracing::subscriber::NoSubscriber::new());
+    }
     match std::env::var("BACKUP_UNDER_TEST_NOW") {
         Ok(now) => {
             let from = now.parse().expect("BACKUP_UNDER_TEST_NOW is a time");

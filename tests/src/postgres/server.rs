@@ -12,7 +12,7 @@ use backup_core::postgres::wire::{ConnectOptions, Connection, Environment, Mode,
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::{SERVER_USER, pg_cluster};
+use super::{SERVER_USER, pg_cluster, try_pg_cluster};
 
 /// The majors that tests can have: 15 comes from the distribution, the others below `target/postgres`.
 pub const MAJORS: [u32; 6] = [13, 14, 15, 16, 17, 18];
@@ -119,6 +119,11 @@ impl Server {
         self.directory.join("tablespaces")
     }
 
+    /// Where its programs are.
+    pub fn programs(&self) -> &Path {
+        &self.programs
+    }
+
     /// The directory of its socket.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -155,6 +160,33 @@ impl Server {
         connection.query(sql).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"))
     }
 
+    /// Runs SQL that selects one value; returns that. Null is empty.
+    ///
+    /// # Panics
+    /// When the server refuses it, or it selects nothing.
+    pub async fn value(&self, sql: &str) -> String {
+        self.sql(sql).await[0][0].clone().unwrap_or_default()
+    }
+
+    /// A connection string for clients, by the socket.
+    pub fn conninfo(&self) -> String {
+        format!("host={} port={} user=postgres", self.directory.display(), self.port)
+    }
+
+    /// Runs a program of the distribution's PostgreSQL as a client of this server; returns its standard output.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn client(&self, name: &str, arguments: &[&str]) -> String {
+        let program = Path::new("/usr/lib/postgresql/15/bin").join(name);
+        let mut command = Command::new(&program);
+        command.env("PGHOST", &self.directory).env("PGPORT", self.port.to_string()).env("PGUSER", "postgres");
+        let output = command.args(arguments).output().unwrap_or_else(|e| panic!("{}: {e}", program.display()));
+        let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{name} {arguments:?}: {said}\n{complained}");
+        said.into_owned()
+    }
+
     /// Stops it in order.
     ///
     /// # Panics
@@ -169,6 +201,19 @@ impl Server {
     /// When it does not start.
     pub fn start(&self) {
         self.control_with(&["start"], &[]);
+    }
+
+    /// Starts it again, though it may not start, and waits until it has stopped by itself. It may have let clients read before.
+    ///
+    /// # Panics
+    /// When it goes on running for a minute and a half; the message has its log.
+    pub fn start_and_fail(&self) {
+        let _ = try_pg_cluster(&["start", &self.directory.to_string_lossy()], &self.environment());
+        let started = Instant::now();
+        while self.data().join("postmaster.pid").exists() {
+            assert!(started.elapsed() < Duration::from_secs(90), "it does not stop: {}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Kills all its processes at once, as a power failure would. There is no server afterwards, and nothing was flushed.
@@ -200,9 +245,12 @@ impl Server {
     fn control_with(&self, arguments: &[&str], environment: &[(&str, String)]) {
         let directory = self.directory.to_string_lossy();
         let arguments: Vec<&str> = arguments.iter().copied().chain([&*directory]).collect();
-        let programs = ("PG_BINDIR", self.programs.display().to_string());
-        let environment: Vec<_> = environment.iter().cloned().chain([programs]).collect();
+        let environment: Vec<_> = environment.iter().cloned().chain(self.environment()).collect();
         pg_cluster(&arguments, &environment);
+    }
+
+    fn environment(&self) -> [(&'static str, String); 1] {
+        [("PG_BINDIR", self.programs.display().to_string())]
     }
 }
 

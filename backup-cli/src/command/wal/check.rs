@@ -17,6 +17,10 @@ use crate::output::{self, bytes};
 
 use super::target;
 
+mod lag;
+
+use lag::{Lag, ServerDocument};
+
 #[derive(Debug, Serialize)]
 struct Document<'a> {
     repository: &'a str,
@@ -25,6 +29,7 @@ struct Document<'a> {
     problems: Vec<String>,
     clusters: Vec<ClusterDocument>,
     ready: Option<ReadyDocument>,
+    server: Option<ServerDocument>,
 }
 
 #[derive(Debug, Serialize)]
@@ -76,18 +81,26 @@ pub(crate) async fn run(app: &App, args: &CheckArgs) -> Result<Exit> {
     let target = target(&app.config)?;
     let repository = Repository::open(&location(&app.config)?).await?;
     let inventory = Inventory::read(&repository, &target).await?;
-    let ready = match &args.data_directory {
-        Some(directory) => Some(ReadyFiles::read(directory, app.clock.now())?),
+    let server = match args.server.as_deref() {
+        Some(conninfo) => Some(Lag::of_server(app, conninfo, &target, &inventory).await?),
         None => None,
     };
-    if inventory.clusters.is_empty() && ready.is_none() {
+    let ready = match &args.data_directory {
+        Some(directory) => Some(ReadyFiles::read(directory, app.clock.now())?),
+        None => server.as_ref().and_then(|lag| lag.server.ready.clone()),
+    };
+    if inventory.clusters.is_empty() && ready.is_none() && server.is_none() {
         let message = format!("{repository} holds no WAL of '{target}'");
         return Err(Error::new(ErrorKind::NotFound, Stage::Catalog, message)
             .with_hint("is archive_command set, and does 'backup wal push' succeed?"));
     }
-    let problems = problems(&inventory, ready.as_ref(), Duration::from_secs(args.lag_max));
+    let lag_max = Duration::from_secs(args.lag_max);
+    let mut problems = problems(&inventory, ready.as_ref(), lag_max);
+    problems.extend(server.iter().flat_map(|lag| lag.problems(lag_max)));
     if args.json {
-        app.output.json(&document(&repository, target.as_str(), &inventory, ready.as_ref(), problems.clone()))?;
+        let mut document = document(&repository, target.as_str(), &inventory, ready.as_ref(), problems.clone());
+        document.server = server.as_ref().map(Lag::document);
+        app.output.json(&document)?;
     } else {
         app.output.data(&output::table(&table(&inventory)))?;
         for timeline in inventory.clusters.iter().flat_map(|cluster| &cluster.timelines) {
@@ -97,6 +110,9 @@ pub(crate) async fn run(app: &App, args: &CheckArgs) -> Result<Exit> {
                     timeline.timeline
                 ));
             }
+        }
+        if let Some(lag) = &server {
+            app.output.note(lag.note());
         }
         if let Some(ready) = &ready {
             app.output.note(waiting(ready));
@@ -183,7 +199,7 @@ fn document<'a>(
         oldest_age_seconds: ready.oldest.map(|(_, age)| age.as_secs()),
     });
     let ok = problems.is_empty();
-    Document { repository: repository.name(), target, ok, problems, clusters: clusters.collect(), ready }
+    Document { repository: repository.name(), target, ok, problems, clusters: clusters.collect(), ready, server: None }
 }
 
 fn timeline(timeline: &TimelineInventory) -> TimelineDocument {

@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::Result;
-use backup_core::postgres::ConnInfo;
-use backup_core::postgres::wire::{ConnectOptions, Environment};
 use backup_core::repository::Repository;
 use backup_core::repository::layout::TargetName;
 use backup_core::wal_archive::{Archiver, EventCallback, Receiver, ReceiverEvent, ReceiverOptions, Slot};
@@ -14,10 +12,9 @@ use crate::App;
 use crate::args::ReceiveArgs;
 use crate::command::{location, or_cancelled};
 use crate::exit::Exit;
-use crate::input::Input;
 use crate::output::Output;
 
-use super::{archiver_options, target};
+use super::{archiver_options, connect_options, target};
 
 pub(crate) async fn run(app: &App, args: &ReceiveArgs) -> Result<Exit> {
     let target = target(&app.config)?;
@@ -39,14 +36,7 @@ async fn archiver(app: &App, target: TargetName) -> Result<Archiver> {
 }
 
 fn options(app: &App, args: &ReceiveArgs, target: &TargetName) -> Result<ReceiverOptions> {
-    let configured = app.config.targets.iter().find(|configured| configured.name == *target);
-    let conninfo = match (&args.conninfo, configured.map(|target| &target.input)) {
-        (Some(conninfo), _) => conninfo,
-        (None, Some(Input::Cluster(cluster))) => &cluster.conninfo,
-        (None, _) => "",
-    };
-    let connect = ConnectOptions::resolve(&ConnInfo::parse(conninfo)?, &Environment::of_process())?;
-    let mut options = ReceiverOptions::new(connect);
+    let mut options = ReceiverOptions::new(connect_options(app, args.conninfo.as_deref(), target)?);
     options.slot = match (&args.slot, args.create_slot) {
         (Some(name), true) => Slot::Created(name.clone()),
         (Some(name), false) => Slot::Existing(name.clone()),

@@ -35,7 +35,7 @@ const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 pub struct ConnectOptions {
     pub(super) hosts: Vec<Host>,
     pub(super) user: String,
-    pub(super) database: String,
+    pub(super) database: Option<String>,
     pub(super) password: Option<Zeroizing<String>>,
     pub(super) password_file: PasswordFile,
     pub(super) application_name: String,
@@ -119,7 +119,7 @@ impl ConnectOptions {
         let name = settings.filled("application_name").or_else(|| settings.filled("fallback_application_name"));
         Ok(Self {
             hosts: hosts(&settings)?,
-            database: settings.filled("dbname").unwrap_or(&user).to_owned(),
+            database: settings.filled("dbname").map(str::to_owned),
             password: settings.filled("password").map(|password| Zeroizing::new(password.to_owned())),
             password_file: PasswordFile::read(password_path),
             application_name: name.unwrap_or("backup").to_owned(),
@@ -170,11 +170,18 @@ impl ConnectOptions {
         &self.user
     }
 
+    /// Connects to this database where the connection string names none, in the place of the one that is called as the user is.
+    #[must_use]
+    pub fn with_default_database(mut self, name: &str) -> Self {
+        self.database.get_or_insert_with(|| name.to_owned());
+        self
+    }
+
     /// The database: of physical replication always `replication`.
     pub fn database(&self, mode: Mode) -> &str {
         match mode {
             Mode::Replication => "replication",
-            _ => &self.database,
+            _ => self.database.as_deref().unwrap_or(&self.user),
         }
     }
 

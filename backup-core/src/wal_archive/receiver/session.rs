@@ -7,7 +7,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::filling::{Filling, Job};
-use super::{Known, Receiver, ReceiverEvent, upload};
+use super::{Known, Receiver, ReceiverEvent, SILENCE_MAX, unheard, upload};
 use crate::clock::{Clock, SystemClock};
 use crate::encrypt::random;
 use crate::error::{Error, ErrorKind, Result, Stage};
@@ -16,6 +16,8 @@ use crate::postgres::wire::{Connection, StandbyStatus, WalMessage, WalPosition, 
 
 /// How often the server hears from us: well within `wal_sender_timeout`, which is a minute unless somebody changed it.
 const STATUS: Duration = Duration::from_secs(10);
+/// Nothing was heard from the server for so long: it is asked to answer.
+const QUIET: Duration = Duration::from_secs(20);
 /// More than so many bytes wait for the repository: nothing more is read. One segment always may.
 const WAITING_BYTES_MAX: usize = 32 << 20;
 /// How long the last of it may take when we are told to stop, and then taking leave of the server.
@@ -40,6 +42,8 @@ pub(super) struct Session<'a> {
     waiting: VecDeque<Job>,
     upload: Option<(Job, AbortOnDropHandle<Result<()>>)>,
     durable: Lsn,
+    /// When the server was last heard of, or was not listened to.
+    heard: Instant,
 }
 
 enum Next {
@@ -61,7 +65,8 @@ impl<'a> Session<'a> {
         let filling = Filling::new(size, start.timeline, start.lsn, new_run());
         // What was durable before stays so, though we begin at the beginning of its segment.
         let durable = known.durable.map_or(start.lsn, |durable| durable.lsn.max(start.lsn));
-        Self { receiver, known, cluster, start, filling, waiting: VecDeque::new(), upload: None, durable }
+        let (waiting, upload, heard) = (VecDeque::new(), None, Instant::now());
+        Self { receiver, known, cluster, start, filling, waiting, upload, durable, heard }
     }
 
     pub(super) async fn run(mut self, mut stream: WalStream) -> Result<Ended> {
@@ -73,7 +78,11 @@ impl<'a> Session<'a> {
             if self.has_reached_its_end() {
                 return self.stop(stream).await;
             }
-            match self.next(&mut stream, &mut statuses, &mut flushes).await? {
+            let next = self.next(&mut stream, &mut statuses, &mut flushes).await?;
+            if matches!(next, Next::Message(_)) {
+                self.heard = Instant::now();
+            }
+            match next {
                 Next::Message(Some(WalMessage::Data { data, .. })) => self.waiting.extend(self.filling.add(&data)),
                 Next::Message(Some(WalMessage::Keepalive { reply_requested, .. })) => {
                     if reply_requested {
@@ -85,7 +94,10 @@ impl<'a> Session<'a> {
                     self.uploaded(done)?;
                     stream.status(&self.status()).await?;
                 }
-                Next::Status => stream.status(&self.status()).await?,
+                Next::Status => {
+                    let reply_requested = self.is_quiet()?;
+                    stream.status(&StandbyStatus { reply_requested, ..self.status() }).await?;
+                }
                 Next::Flush => self.waiting.extend(self.filling.piece()),
                 Next::Stop => return self.stop(stream).await,
             }
@@ -97,6 +109,9 @@ impl<'a> Session<'a> {
         let waiting: usize = self.waiting.iter().chain(self.upload.as_ref().map(|(job, _)| job)).map(Job::bytes).sum();
         // If memory is full, nothing more is read; the server still hears from us.
         let has_room = waiting == 0 || waiting + self.filling.len() < WAITING_BYTES_MAX;
+        if !has_room {
+            self.heard = Instant::now();
+        }
         let upload = async {
             match &mut self.upload {
                 Some((_, task)) => task
@@ -113,6 +128,12 @@ impl<'a> Session<'a> {
             _ = flushes.tick(), if idle => Next::Flush,
             message = stream.next(), if has_room => Next::Message(message?),
         })
+    }
+
+    /// Whether the server should be asked to say something.
+    fn is_quiet(&self) -> Result<bool> {
+        let silence = self.heard.elapsed();
+        if silence >= SILENCE_MAX { Err(unheard(silence)) } else { Ok(silence >= QUIET) }
     }
 
     fn begin_upload(&mut self) {
