@@ -29,13 +29,17 @@ pub(crate) fn edit(path: &Path, change: impl Fn(&mut DocumentMut) -> Result<()>)
 
 /// The text after `change`, which must be a configuration.
 fn changed(path: &Path, text: &str, change: impl Fn(&mut DocumentMut) -> Result<()>) -> Result<String> {
-    let mut document: DocumentMut = text.parse().map_err(|e: toml_edit::TomlError| {
-        Error::config(format!("{} cannot be changed", path.display())).with_source(io::Error::other(e.to_string()))
-    })?;
+    let mut document = parse(path, text)?;
     change(&mut document)?;
     let text = document.to_string();
     super::keys::keys(&ConfigFile::parse(path, text.clone())?)?;
     Ok(text)
+}
+
+fn parse(path: &Path, text: &str) -> Result<DocumentMut> {
+    text.parse().map_err(|e: toml_edit::TomlError| {
+        Error::config(format!("{} cannot be changed", path.display())).with_source(io::Error::other(e.to_string()))
+    })
 }
 
 /// The file, locked against others who change it. One that was replaced meanwhile is opened again.
@@ -98,9 +102,7 @@ impl Successor<'_> {
     /// Adds its table behind the others, with the rules of its predecessor.
     pub(crate) fn add_to(&self, document: &mut DocumentMut) -> Result<()> {
         let keys = document.get_mut("keys").and_then(Item::as_table_like_mut).ok_or_else(no_keys)?;
-        let predecessor = keys.get(self.replaces).and_then(Item::as_table_like);
-        let inherited: Vec<(&str, Value)> =
-            INHERITED.iter().filter_map(|name| Some((*name, predecessor?.get(name)?.as_value()?.clone()))).collect();
+        let inherited = self.inherited(keys);
         let inline = keys.get(self.replaces).is_some_and(Item::is_inline_table);
         let mut table: Item = if inline { Value::from(InlineTable::new()).into() } else { Table::new().into() };
         if let Some(table) = table.as_table_like_mut() {
@@ -110,16 +112,26 @@ impl Successor<'_> {
         Ok(())
     }
 
-    /// The table alone, for a file that somebody else writes.
-    pub(crate) fn to_toml(&self) -> String {
+    /// The table alone, for somebody else to write into a file with the same predecessor as the one at `path`. Blocks.
+    pub(crate) fn to_toml(&self, path: &Path) -> Result<String> {
+        let text = fs::read_to_string(path).map_err(|e| failed("read", path, e))?;
+        let mut document = parse(path, &text)?;
+        let keys = document.get_mut("keys").and_then(Item::as_table_like_mut).ok_or_else(no_keys)?;
         let mut table = Table::new();
-        self.fill(&mut table, Vec::new());
+        self.fill(&mut table, self.inherited(keys));
         let mut keys = Table::new();
         keys.set_implicit(true);
         keys.insert(self.name, table.into());
         let mut document = DocumentMut::new();
         document.insert("keys", keys.into());
-        document.to_string()
+        Ok(document.to_string())
+    }
+
+    /// The rules of the predecessor.
+    fn inherited(&self, keys: &dyn TableLike) -> Vec<(&'static str, Value)> {
+        let predecessor = keys.get(self.replaces).and_then(Item::as_table_like);
+        let value = |name: &&'static str| Some((*name, predecessor?.get(name)?.as_value()?.clone()));
+        INHERITED.iter().filter_map(value).collect()
     }
 
     fn fill(&self, table: &mut dyn TableLike, inherited: Vec<(&str, Value)>) {
@@ -193,10 +205,10 @@ url = \"backups\"
         assert!(text.contains(added), "{text}");
         let without: String = text.replacen(added, "", 1);
         assert_eq!(without.replace("\n\n\n", "\n\n"), FILE, "{text}");
-        assert_eq!(
-            successor().to_toml(),
-            "[keys.2027]\nrecipient = \"age1b\"\ncreated = 2026-11-25T10:00:00Z\nreplaces = \"2026\"\n"
-        );
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("backup.toml");
+        fs::write(&path, FILE).unwrap();
+        assert_eq!(successor().to_toml(&path).unwrap(), added);
     }
 
     #[test]

@@ -41,11 +41,11 @@ pub(super) fn run(app: &App, args: &RotateArgs) -> Result<Exit> {
         activates: args.activates.map(|moment| moment.0),
         replaces: &predecessor.name,
     };
+    let file = app.config.file.as_deref().ok_or_else(|| Error::config("there is no configuration file"))?;
     if args.print {
-        app.output.data(&successor.to_toml())?;
+        app.output.data(&successor.to_toml(file)?)?;
         return Ok(Exit::Done);
     }
-    let file = app.config.file.as_deref().ok_or_else(|| Error::config("there is no configuration file"))?;
     edit::edit(file, |document| successor.add_to(document))?;
     app.output.note(format!(
         "'{name}' replaces '{}' from {} on; {} was changed",
