@@ -27,7 +27,7 @@ run_tests = $(CARGO) test $(WORKSPACE) --no-fail-fast
 endif
 
 .NOTPARALLEL:
-.PHONY: help quickstart test $(SUITES) advisories benchmark compare compare-cluster build format install uninstall clean
+.PHONY: help quickstart test $(SUITES) soak advisories benchmark compare compare-cluster build format install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,10 @@ check-unit: ## unit and property tests
 
 e2e: ## vectors, conformance, faults, end to end
 	$(run_tests) --test '*'
+
+soak: BACKUPS ?= 200
+soak: ## local backups under load, BACKUPS (200) of them; an hour or two
+	BACKUPS=$(BACKUPS) $(CARGO) test $(WORKSPACE) --test e2e -- --nocapture local_backup::under_load
 
 doctest: ## examples in the documentation
 	$(CARGO) test $(WORKSPACE) --doc

@@ -36,6 +36,8 @@ pub struct ConnectOptions {
     pub(super) hosts: Vec<Host>,
     pub(super) user: String,
     pub(super) database: String,
+    /// Whether somebody named the database.
+    pub(super) database_named: bool,
     pub(super) password: Option<Zeroizing<String>>,
     pub(super) password_file: PasswordFile,
     pub(super) application_name: String,
@@ -120,6 +122,7 @@ impl ConnectOptions {
         Ok(Self {
             hosts: hosts(&settings)?,
             database: settings.filled("dbname").unwrap_or(&user).to_owned(),
+            database_named: settings.filled("dbname").is_some(),
             password: settings.filled("password").map(|password| Zeroizing::new(password.to_owned())),
             password_file: PasswordFile::read(password_path),
             application_name: name.unwrap_or("backup").to_owned(),
@@ -168,6 +171,27 @@ impl ConnectOptions {
     /// Who connects.
     pub fn user(&self) -> &str {
         &self.user
+    }
+
+    /// The same to another database.
+    pub(crate) fn in_database(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.database);
+        self.database_named = true;
+        self
+    }
+
+    /// The same to the database that every server has, unless one is named: for what has to do with no database.
+    pub(crate) fn in_any_database(self) -> Self {
+        if self.database_named { self } else { self.in_database("postgres") }
+    }
+
+    /// Whether one of the hosts can be this very one: a socket, or a loopback address.
+    pub(crate) fn may_be_near(&self) -> bool {
+        self.hosts.iter().any(|host| match &host.place {
+            Place::Socket(_) => true,
+            Place::Name(name) => name == "localhost" || name.parse().is_ok_and(|address: IpAddr| address.is_loopback()),
+            Place::Address(address, _) => address.is_loopback(),
+        })
     }
 
     /// The database: of physical replication always `replication`.
