@@ -27,7 +27,7 @@ run_tests = $(CARGO) test $(WORKSPACE) --no-fail-fast
 endif
 
 .NOTPARALLEL:
-.PHONY: help quickstart test $(SUITES) advisories benchmark compare compare-cluster build format install uninstall clean
+.PHONY: help quickstart test $(SUITES) soak advisories benchmark compare compare-cluster build format install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,12 @@ check-unit: ## unit and property tests
 
 e2e: ## vectors, conformance, faults, end to end
 	$(run_tests) --test '*'
+
+# Not by nextest, which ends what takes too long.
+soak: BACKUPS ?= 200
+soak: ## local backups under load, BACKUPS (200) of them, and a large one; an hour or two
+	BACKUPS=$(BACKUPS) TABLE_MIB=2048 RELATIONS=50000 \
+		$(CARGO) test $(WORKSPACE) --test e2e -- --nocapture --test-threads 1 local_backup::under_load local_backup::many_files
 
 doctest: ## examples in the documentation
 	$(CARGO) test $(WORKSPACE) --doc

@@ -20,7 +20,7 @@ pub(crate) use key::{
     GenerateKeyArgs, KeyAction, KeyArgs, ListKeysArgs, RetireArgs, RewrapArgs, RotateArgs, StatusKeysArgs,
 };
 pub(crate) use restore::{ArchiveModeFlag, ClusterFlags, RestoreArgs, TargetActionFlag};
-pub(crate) use save::{CheckpointName, ChecksumName, EncodingFlags, RunArgs, SaveArgs, server_compression};
+pub(crate) use save::{CheckpointName, ChecksumName, EncodingFlags, MethodName, RunArgs, SaveArgs, server_compression};
 pub(crate) use wal::{CheckArgs, FetchArgs, PushArgs, ReceiveArgs, TargetFlag, WalAction, WalArgs};
 
 /// What `backup` was asked to do.

@@ -13,13 +13,13 @@ use backup_core::postgres::wire::{
 };
 use backup_core::repository::layout::TargetName;
 use backup_core::source::directory::{DirectoryOptions, DirectorySource};
-use backup_core::source::{ClusterOptions, CommandOptions, CommandSource, ReaderSource};
+use backup_core::source::{ClusterOptions, CommandOptions, CommandSource, Method, ReaderSource};
 use backup_core::{Error, Result, Stage};
 use bytesize::ByteSize;
 use serde_json::json;
 
 use crate::App;
-use crate::args::{CheckpointName, ChecksumName, SaveArgs};
+use crate::args::{CheckpointName, ChecksumName, MethodName, SaveArgs};
 use crate::command::{conninfo, stderr_lines, told};
 
 /// How the flag and the key of the configuration file are called.
@@ -41,6 +41,7 @@ pub(crate) enum Input {
 #[derive(Debug, Clone)]
 pub(crate) struct ClusterInput {
     pub(crate) conninfo: String,
+    pub(crate) method: MethodName,
     pub(crate) checkpoint: CheckpointName,
     pub(crate) max_rate: Option<ByteSize>,
     pub(crate) label: Option<String>,
@@ -57,6 +58,7 @@ impl Input {
         if let Some(conninfo) = &args.source.base_backup {
             return Self::Cluster(ClusterInput {
                 conninfo: conninfo.clone(),
+                method: flags.method.unwrap_or_default(),
                 checkpoint: flags.checkpoint.unwrap_or_default(),
                 max_rate: flags.max_rate,
                 label: flags.label.clone(),
@@ -154,6 +156,11 @@ impl ClusterInput {
         let mut options = ClusterOptions::new(self.connect_options()?, label.clone());
         options.request = BaseBackupOptions { label, ..self.request()? };
         options.include_wal = self.include_wal;
+        options.method = match self.method {
+            MethodName::Auto => Method::Auto,
+            MethodName::Local => Method::Local,
+            MethodName::Stream => Method::Stream,
+        };
         let output = app.output.clone();
         options.on_warning = Some(Arc::new(move |text| output.warning(text)));
         options.connect(findings).await?.add_to(backup)

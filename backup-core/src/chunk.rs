@@ -32,6 +32,13 @@ impl Chunk {
             Self::Shared(bytes) => bytes,
         }
     }
+
+    /// Looks at the plaintext, if its source wants that.
+    pub(crate) fn inspect(&mut self) {
+        if let Self::Owned(buffer) = self {
+            buffer.inspect();
+        }
+    }
 }
 
 /// Turns pieces of any size into chunks of one size. The same bytes always give the same cuts.
@@ -55,7 +62,10 @@ impl Cutter {
     pub fn push(&mut self, piece: Piece) {
         match piece {
             Piece::Buffer(buffer) if self.gathered.is_none() => self.keep(buffer),
-            Piece::Buffer(buffer) => self.gather(buffer.filled()),
+            Piece::Buffer(mut buffer) => {
+                buffer.inspect();
+                self.gather(buffer.filled());
+            }
             Piece::Bytes(mut bytes) => {
                 let missing = self.gathered.as_ref().map_or(0, |b| b.capacity() - b.len()).min(bytes.len());
                 self.gather(&bytes.split_to(missing));

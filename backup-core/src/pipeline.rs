@@ -205,6 +205,15 @@ impl Backup {
         self
     }
 
+    /// How many lanes of up to `most` the memory is enough for, beside `thin` ones, without costing compute threads; at least one.
+    pub(crate) fn lanes_that_fit(&self, most: usize, thin: usize) -> usize {
+        let workers = |lanes: usize| {
+            let shares = [vec![Share::Full; lanes], vec![Share::Thin; thin]].concat();
+            self.limits.for_backup(self.compression, &shares).map_or(0, |plan| plan.workers)
+        };
+        (1..=most).rev().find(|&lanes| workers(lanes) >= workers(1).max(1)).unwrap_or(1)
+    }
+
     /// Starts the backup on the current tokio runtime. Fails, before anything is touched, when the options cannot be right.
     ///
     /// # Panics

@@ -14,11 +14,13 @@ pub mod base_backup;
 pub mod command;
 pub mod directory;
 pub mod files_index;
+mod lines;
 pub mod memory;
 pub mod reader;
 pub mod stream;
+mod tar_header;
 
-pub use base_backup::{ClusterOptions, ClusterSource};
+pub use base_backup::{ClusterOptions, ClusterSource, Method};
 pub use command::{CommandOptions, CommandSource, LineCallback};
 pub use directory::{DirectoryOptions, DirectorySource, DirectoryWarning, WarningCallback};
 pub use files_index::FilesIndexSource;

@@ -17,7 +17,7 @@ fn conninfo(server: &Server) -> String {
 }
 
 fn save(host: &Host, server: &Server, more: &[&str]) -> backup_tests::host::Run {
-    host.backup(["save", "db", "--base-backup", &conninfo(server)]).args(more)
+    host.backup(["save", "db", "--method", "stream", "--base-backup", &conninfo(server)]).args(more)
 }
 
 fn shown(host: &Host, reference: &str) -> Value {

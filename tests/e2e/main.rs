@@ -9,6 +9,7 @@ mod directory;
 mod disaster;
 mod documented;
 mod keys;
+mod local_backup;
 mod output;
 mod postgres;
 mod receive;

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::host::Host;
-use crate::postgres::Cluster;
+use crate::postgres::{Cluster, Server};
 
 /// A base backup in memory, in the streams that one is stored in. Tests change it before they store it.
 #[derive(Debug, Clone)]
@@ -270,10 +270,23 @@ impl Restored {
     /// # Panics
     /// When no directory can be made for its socket.
     pub fn new(cluster: &Cluster, data: &Path) -> Self {
+        Self::with(cluster.programs(), data)
+    }
+
+    /// The cluster in `data`, run by the programs of `server`. Those of other majors than the distribution's are few.
+    pub fn of_server(server: &Server, data: &Path) -> Self {
+        Self::with(server.programs(), data)
+    }
+
+    fn with(programs: &Path, data: &Path) -> Self {
         let socket = tempfile::Builder::new().prefix("backup-pg.").tempdir_in("/tmp").expect("a temporary directory");
         fs::set_permissions(socket.path(), fs::Permissions::from_mode(0o777)).expect("ours");
-        let programs = PathBuf::from(cluster.program("psql").get_program());
-        Self { programs: programs.parent().expect("a directory").to_owned(), data: data.to_owned(), socket }
+        Self { programs: programs.to_owned(), data: data.to_owned(), socket }
+    }
+
+    /// The directory of its socket, when it runs.
+    pub fn socket(&self) -> &Path {
+        self.socket.path()
     }
 
     /// One of the server's programs, run by the user who may: PostgreSQL refuses to run as root.
@@ -292,7 +305,7 @@ impl Restored {
 
     /// Starts the server; returns what `pg_ctl` says. Set `options` for it, as in `-c name=value`.
     pub fn start(&self, options: &str) -> Output {
-        let options = format!("-k {} -c listen_addresses= {options}", self.socket.path().display());
+        let options = format!("-k {} -p 5432 -c listen_addresses= {options}", self.socket.path().display());
         let mut command = self.server_program("pg_ctl");
         command
             .args(["start", "-w", "-t", "120", "-s", "-D"])
@@ -323,7 +336,8 @@ impl Restored {
     /// # Panics
     /// When the server refuses it.
     pub fn sql(&self, database: &str, sql: &str) -> String {
-        let mut command = Command::new(self.programs.join("psql"));
+        let psql = Some(self.programs.join("psql")).filter(|psql| psql.exists()).unwrap_or_else(|| "psql".into());
+        let mut command = Command::new(psql);
         command.env("PGHOST", self.socket.path()).env("PGUSER", "postgres").env("PGTZ", "UTC");
         let output =
             command.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", database, "-c", sql]).output().expect("psql starts");

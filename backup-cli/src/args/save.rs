@@ -50,7 +50,7 @@ pub(crate) struct RunArgs {
 #[derive(Debug, Args)]
 #[group(id = "source", multiple = false)]
 pub(crate) struct SourceFlags {
-    /// Copy a whole PostgreSQL cluster over the replication protocol, with the WAL that makes it consistent
+    /// Copy a whole PostgreSQL cluster, with the WAL that makes it consistent
     #[arg(long, value_name = "CONNINFO")]
     pub(crate) base_backup: Option<String>,
 
@@ -67,11 +67,15 @@ pub(crate) struct SourceFlags {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "With --base-backup")]
 pub(crate) struct BaseBackupFlags {
+    /// How files are read: local (here, in parallel), stream (the server sends them), or auto: local where that is possible [default: auto]
+    #[arg(long, value_name = "HOW", value_enum, hide_possible_values = true, requires = "base_backup")]
+    pub(crate) method: Option<MethodName>,
+
     /// How the backup starts: fast (all writing at once) or spread (over some minutes) [default: fast]
     #[arg(long, value_name = "HOW", value_enum, hide_possible_values = true, requires = "base_backup")]
     pub(crate) checkpoint: Option<CheckpointName>,
 
-    /// The most that the server sends in a second, such as 100MiB
+    /// The most that is read of the cluster in a second, such as 100MiB
     #[arg(long, value_name = "SIZE", value_parser = byte_size, requires = "base_backup")]
     pub(crate) max_rate: Option<ByteSize>,
 
@@ -83,7 +87,7 @@ pub(crate) struct BaseBackupFlags {
     #[arg(long, requires = "base_backup")]
     pub(crate) no_wal: bool,
 
-    /// Do not have the server check the checksums of pages
+    /// Do not check the checksums of pages
     #[arg(long, requires = "base_backup", hide_short_help = true)]
     pub(crate) no_verify_checksums: bool,
 
@@ -101,6 +105,16 @@ pub(crate) struct BaseBackupFlags {
     /// Have the server compress, where the network is slow: gzip, lz4 or zstd, with a level as in zstd:3
     #[arg(long, value_name = "METHOD", value_parser = server_compression, requires = "base_backup", hide_short_help = true)]
     pub(crate) server_compression: Option<ServerCompression>,
+}
+
+/// How files are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum MethodName {
+    #[default]
+    Auto,
+    Local,
+    Stream,
 }
 
 /// How a base backup starts.

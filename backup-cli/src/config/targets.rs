@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
 use super::file::ConfigFile;
-use crate::args::{CheckpointName, ChecksumName, server_compression};
+use crate::args::{CheckpointName, ChecksumName, MethodName, server_compression};
 use crate::input::{ClusterInput, Input};
 
 /// The table of one target: one of the first four says what it is, the rest is for `base_backup`.
@@ -23,6 +23,7 @@ pub(crate) struct TargetValues {
     pg_dump: Option<String>,
     directory: Option<PathBuf>,
     command: Option<Vec<String>>,
+    method: Option<MethodName>,
     checkpoint: Option<CheckpointName>,
     max_rate: Option<ByteSize>,
     label: Option<String>,
@@ -77,7 +78,8 @@ const ONE_OF: &str = "give one of base_backup, pg_dump, directory and command";
 
 impl TargetValues {
     fn says_how_to_copy_a_cluster(&self) -> bool {
-        self.checkpoint.is_some()
+        self.method.is_some()
+            || self.checkpoint.is_some()
             || self.max_rate.is_some()
             || self.label.is_some()
             || self.include_wal.is_some()
@@ -89,6 +91,7 @@ impl TargetValues {
     fn cluster(self, conninfo: String) -> ClusterInput {
         ClusterInput {
             conninfo,
+            method: self.method.unwrap_or_default(),
             checkpoint: self.checkpoint.unwrap_or_default(),
             max_rate: self.max_rate,
             label: self.label,

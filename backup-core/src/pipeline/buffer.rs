@@ -26,7 +26,7 @@ impl BufferPool {
     pub fn lease(&self) -> Buffer {
         let free = self.0.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let slab = free.unwrap_or_else(|| vec![0; RECORD_HEAD + self.0.chunk_size + RECORD_TAIL_MAX]);
-        Buffer { slab, len: 0, pool: self.clone() }
+        Buffer { slab, len: 0, pool: self.clone(), inspection: None }
     }
 
     /// The most data a buffer holds.
@@ -49,7 +49,11 @@ pub struct Buffer {
     slab: Vec<u8>,
     len: usize,
     pool: BufferPool,
+    inspection: Option<Inspection>,
 }
+
+/// Looks at the data of a buffer once, on a compute thread.
+pub(crate) type Inspection = Box<dyn FnOnce(&[u8]) + Send>;
 
 impl Buffer {
     /// Bytes of data in the buffer.
@@ -92,6 +96,18 @@ impl Buffer {
         self.spare()[..n].copy_from_slice(&data[..n]);
         self.advance(n);
         n
+    }
+
+    /// Has the data looked at before it is compressed, while a compute thread has it at hand.
+    pub(crate) fn inspect_with(&mut self, inspection: Inspection) {
+        self.inspection = Some(inspection);
+    }
+
+    /// Looks at the data, if that is still to be done.
+    pub(crate) fn inspect(&mut self) {
+        if let Some(inspection) = self.inspection.take() {
+            inspection(self.filled());
+        }
     }
 
     /// The whole slab: head room, data, tail room. For the stages that make and open records.

@@ -190,6 +190,8 @@ impl<'a> Reader<'a> {
             (self.context.compression, self.context.content, self.context.buffers.clone());
         let counters = Arc::clone(&self.context.counters);
         let record = self.context.pool.run(move |workspace| {
+            let mut chunk = chunk;
+            chunk.inspect();
             let plain_len = u32::try_from(len).expect("a chunk is at most 2 MiB");
             let (mut buffer, content_len) = match (compression, chunk) {
                 (Compression::Zstd(level), chunk) => {

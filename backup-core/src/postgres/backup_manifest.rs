@@ -1,6 +1,6 @@
 //! PostgreSQL's own manifest of a base backup: every file with its size and checksum, and the log that a restore needs.
 //!
-//! Read as a stream, one file at a time, whatever the number of files. Described in the chapter "Backup Manifest Format" of PostgreSQL's
+//! Read and written as a stream, one file at a time, whatever the number of files. Described in the chapter "Backup Manifest Format" of PostgreSQL's
 //! documentation; `parse_manifest.c` in its sources says what the server's own tools accept. No I/O but reading what is given.
 
 use std::fmt;
@@ -14,8 +14,10 @@ use super::wal::{Lsn, Timeline};
 use crate::error::{Error, ErrorKind, Result, Stage};
 
 mod checksum;
+mod write;
 
 pub use checksum::{Algorithm, Hasher};
+pub use write::ManifestWriter;
 
 /// The longest line: a file's path, twice as long in hexadecimal, and what is said of it.
 const LINE_BYTES_MAX: usize = 64 << 10;

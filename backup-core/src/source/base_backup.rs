@@ -7,6 +7,8 @@
 //! connection 2: START_REPLICATION ◀────────────────────────╯ ─▶ pg_wal
 //! ```
 //!
+//! Where the server's files can be read here, they are copied instead ([`Method`]); all else is the same.
+//!
 //! The log is streamed while the archives are read, for a temporary slot that is made before the backup begins: so the server keeps it,
 //! and what cannot be had (a free slot, a second connection) is found out before anything is read.
 
@@ -17,7 +19,6 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
-use super::FilesIndexSource;
 use super::files_index;
 use crate::clock::{Clock, SystemClock};
 use crate::encrypt::random;
@@ -31,9 +32,11 @@ use crate::postgres::wire::{
 
 mod archives;
 mod entries;
+mod local;
 mod wal;
 
 use archives::ArchivesLane;
+use local::LocalCluster;
 use wal::WalSource;
 
 /// What to say to the user who is to wait.
@@ -50,17 +53,39 @@ pub struct ClusterOptions {
     /// Whether the log from the backup's start to its end is streamed into it, which makes it restorable by itself. Otherwise the archive has
     /// to have it, and the server is asked to wait until it does.
     pub include_wal: bool,
+    /// Who reads the files.
+    pub method: Method,
     /// Is told what the server warns of; it is a warning of the backup, too.
     pub on_warning: Option<WarningText>,
+}
+
+/// How the files of a cluster are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Method {
+    /// The server sends them, over the replication protocol.
+    #[default]
+    Stream,
+    /// They are read here, several at once. This takes the server's user, or root; a role that may start a backup
+    /// (`pg_backup_start`, `pg_backup_stop`) and know where the data directory is (`pg_read_all_settings`).
+    Local,
+    /// [`Local`](Self::Local) where the data directory of that very server can be read here, and else [`Stream`](Self::Stream).
+    Auto,
 }
 
 /// A server that is ready to be backed up: connected, with a slot for its log. [`add_to`](Self::add_to) a backup; nothing has been read yet.
 #[derive(Debug)]
 pub struct ClusterSource {
     facts: Arc<Facts>,
-    connection: Connection,
+    reading: Reading,
     request: BaseBackupOptions,
     wal: Option<(Connection, String)>,
+}
+
+/// Who reads the files.
+#[derive(Debug)]
+enum Reading {
+    Server(Box<Connection>),
+    Here(Box<LocalCluster>),
 }
 
 /// What is known of the cluster before it is read, and where to report the rest.
@@ -74,13 +99,21 @@ struct Facts {
     connected: Timestamp,
     wal_included: bool,
     findings: Findings,
+    warnings: Warned,
+}
+
+/// Where warnings go: into the backup, and to whoever waits for it.
+#[derive(Clone)]
+struct Warned {
+    findings: Findings,
+    told: Option<WarningText>,
 }
 
 impl ClusterOptions {
     /// A fast checkpoint, everything included.
     pub fn new(connect: ConnectOptions, label: impl Into<String>) -> Self {
         let request = BaseBackupOptions { label: label.into(), ..BaseBackupOptions::default() };
-        Self { connect, request, include_wal: true, on_warning: None }
+        Self { connect, request, include_wal: true, method: Method::default(), on_warning: None }
     }
 
     /// Connects. What the server warns of while it is read goes to `findings`, which the backup must have too.
@@ -90,7 +123,21 @@ impl ClusterOptions {
     /// # Errors
     /// `Config` or `Source` with the server's words: it cannot be reached, refuses us, has no WAL sender or slot left.
     pub async fn connect(self, findings: &Findings) -> Result<ClusterSource> {
-        let options = self.connect.on_notice(warnings_to(findings, self.on_warning));
+        let Self { connect, request, include_wal, method, on_warning } = self;
+        let warnings = Warned { findings: findings.clone(), told: on_warning };
+        let options = connect.on_notice(warnings.of_notices());
+        // Log that is not in the backup must be in the archive before the backup counts.
+        let request = BaseBackupOptions { wal: false, wait_for_archive: !include_wal, ..request };
+        if method != Method::Stream {
+            match local(&options, &request, include_wal, method, &warnings).await {
+                Ok(source) => return Ok(source),
+                Err(error) if method == Method::Auto => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::info!(error, "the cluster's files are not copied here: the server sends them");
+                }
+                Err(error) => return Err(error),
+            }
+        }
         let mut connection = Connection::connect(&options, Mode::Replication).await?;
         let system = connection.identify_system().await?;
         let segment_size = SegmentSize::of_setting(&connection.show("wal_segment_size").await?)?;
@@ -100,17 +147,38 @@ impl ClusterOptions {
             server_version: connection.parameters().get("server_version").unwrap_or_default().to_owned(),
             segment_size,
             connected: SystemClock.now(),
-            wal_included: self.include_wal,
+            wal_included: include_wal,
             findings: findings.clone(),
+            warnings,
         };
-        let wal = match self.include_wal {
+        let wal = match include_wal {
             true => Some(wal_connection(&options, &facts).await?),
             false => None,
         };
-        // Log that is not in the backup must be in the archive before the backup counts.
-        let request = BaseBackupOptions { wal: false, wait_for_archive: !self.include_wal, ..self.request };
-        Ok(ClusterSource { facts: Arc::new(facts), connection, request, wal })
+        Ok(ClusterSource { facts: Arc::new(facts), reading: Reading::Server(Box::new(connection)), request, wal })
     }
+}
+
+/// The same for a server whose files are here.
+async fn local(
+    options: &ConnectOptions,
+    request: &BaseBackupOptions,
+    include_wal: bool,
+    method: Method,
+    warnings: &Warned,
+) -> Result<ClusterSource> {
+    let cluster = LocalCluster::find(options, request, method == Method::Auto).await?;
+    let facts = cluster.facts(include_wal, SystemClock.now(), warnings);
+    let wal = match include_wal {
+        true => {
+            let (connection, slot) = wal_connection(options, &facts).await?;
+            cluster.prove(&slot).await?;
+            Some((connection, slot))
+        }
+        false => None,
+    };
+    let (facts, reading) = (Arc::new(facts), Reading::Here(Box::new(cluster)));
+    Ok(ClusterSource { facts, reading, request: request.clone(), wal })
 }
 
 /// A second connection, with a slot of its own that ends with it.
@@ -148,24 +216,37 @@ impl ClusterSource {
         &self.facts.server_version
     }
 
-    /// Adds the cluster's streams to a backup, and what is to be said of it.
+    /// How its files will be read; never [`Method::Auto`].
+    pub fn method(&self) -> Method {
+        match self.reading {
+            Reading::Server(_) => Method::Stream,
+            Reading::Here(_) => Method::Local,
+        }
+    }
+
+    /// Adds the cluster's streams to a backup, and what is to be said of it. Set the backup's limits before.
     pub fn add_to(self, backup: Backup) -> Result<Backup> {
-        let details = self.details();
+        let mut backup = backup.kind(Kind::BaseBackup).details(self.details());
+        let Self { facts, reading, request, wal } = self;
         let (started, start) = oneshot::channel();
         let (ended, end) = watch::channel(None);
-        // What the server has compressed is stored as it came: where its files lie in it nobody knows.
-        let (index, files) = match self.request.compression {
-            None => Some(files_index::channel()).unzip(),
-            Some(_) => (None, None),
+        let wal = wal.map(|(connection, slot)| WalSource::new(Arc::clone(&facts), connection, slot, start, end));
+        backup = match reading {
+            Reading::Here(cluster) => cluster.add_to(backup, facts, request, started, ended)?,
+            Reading::Server(connection) => {
+                // What the server has compressed is stored as it came: where its files lie in it nobody knows.
+                let (index, files) = match request.compression {
+                    None => Some(files_index::channel()).unzip(),
+                    Some(_) => (None, None),
+                };
+                let archives = ArchivesLane::new(facts, *connection, request, index, started, ended);
+                let backup = backup.lane(Share::Full, archives);
+                match files {
+                    Some(files) => backup.thin_stream("files".parse()?, files),
+                    None => backup,
+                }
+            }
         };
-        let wal =
-            self.wal.map(|(connection, slot)| WalSource::new(Arc::clone(&self.facts), connection, slot, start, end));
-        let archives = ArchivesLane::new(self.facts, self.connection, self.request, index, started, ended);
-        let mut backup = backup.kind(Kind::BaseBackup).details(details).lane(Share::Full, archives);
-        if let Some(files) = files {
-            let files: FilesIndexSource = files;
-            backup = backup.thin_stream("files".parse()?, files);
-        }
         if let Some(wal) = wal {
             backup = backup.thin_stream("pg_wal".parse()?, wal);
         }
@@ -174,7 +255,7 @@ impl ClusterSource {
 
     fn details(&self) -> Value {
         let mut details = json!({
-            "method": "stream",
+            "method": self.method().name(),
             "server_version": self.facts.server_version,
             "label": self.request.label,
         });
@@ -182,6 +263,17 @@ impl ClusterSource {
             details["compression"] = compression.method.name().into();
         }
         details
+    }
+}
+
+impl Method {
+    /// Its name, as our details have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::Local => "local",
+            Self::Auto => "auto",
+        }
     }
 }
 
@@ -201,20 +293,28 @@ impl Facts {
     }
 }
 
-/// What the server warns of becomes a warning of the backup; what it merely remarks is logged.
-fn warnings_to(findings: &Findings, told: Option<WarningText>) -> NoticeCallback {
-    let findings = findings.clone();
-    Arc::new(move |notice: &ServerMessage| {
-        if notice.severity != "WARNING" {
-            tracing::info!(severity = notice.severity, "{notice}");
-            return;
-        }
-        let text = notice.to_string();
-        if let Some(told) = &told {
+impl Warned {
+    fn push(&self, text: String) {
+        if let Some(told) = &self.told {
             told(&text);
         }
-        findings.warnings().push(text);
-    })
+        self.findings.warnings().push(text);
+    }
+
+    /// What the server warns of becomes a warning of the backup; what it merely remarks is logged.
+    fn of_notices(&self) -> NoticeCallback {
+        let warnings = self.clone();
+        Arc::new(move |notice: &ServerMessage| match notice.severity == "WARNING" {
+            true => warnings.push(notice.to_string()),
+            false => tracing::info!(severity = notice.severity, "{notice}"),
+        })
+    }
+}
+
+impl fmt::Debug for Warned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Warned").finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for ClusterOptions {
@@ -223,6 +323,7 @@ impl fmt::Debug for ClusterOptions {
             .field("connect", &self.connect)
             .field("request", &self.request)
             .field("include_wal", &self.include_wal)
+            .field("method", &self.method)
             .finish_non_exhaustive()
     }
 }

@@ -1,22 +1,15 @@
 //! The index of tar streams: where each file's contents lie. A stream of its own, written while the tar streams are.
 
-use std::fmt;
 use std::path::Path;
 
-use bytes::Bytes;
-use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
 
-use super::{Piece, Source, consequence};
+use super::lines::{self, LineSource, LineWriter};
+use super::tar_header::Headers;
+use super::{Piece, Source};
 use crate::error::Result;
 use crate::pipeline::Buffer;
-
-/// Lines are sent on in pieces of about this size.
-const PIECE_BYTES: usize = 64 << 10;
-/// Pieces that wait to be read.
-const PIECES: usize = 2;
 
 /// What an entry of a tar stream is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,126 +52,85 @@ pub struct FileEntry {
 }
 
 impl FileEntry {
+    /// What the index says of an entry whose headers end at `offset` of the tar stream.
+    pub(super) fn of(header: &Headers<'_>, stream: Option<&str>, offset: u64) -> Self {
+        use std::os::unix::ffi::OsStrExt;
+        let mut entry = Self {
+            path: String::new(),
+            path_base64: None,
+            stream: stream.map(str::to_owned),
+            kind: header.kind,
+            offset,
+            size: header.size,
+            mode: header.stat.st_mode & 0o7777,
+            mtime_ns: i128::from(header.stat.st_mtime) * 1_000_000_000 + i128::from(header.stat.st_mtime_nsec),
+        };
+        // Of a directory without its slash, and the root is the empty path.
+        let path = header.path.strip_suffix(b"/").unwrap_or(header.path);
+        entry.set_path(Path::new(std::ffi::OsStr::from_bytes(if path == b"." { b"" } else { path })));
+        entry
+    }
+
     pub(super) fn set_path(&mut self, path: &Path) {
         use std::os::unix::ffi::OsStrExt;
         self.path = path.to_string_lossy().into_owned();
         let is_utf8 = path.to_str().is_some();
         self.path_base64 = (!is_utf8).then(|| data_encoding::BASE64.encode(path.as_os_str().as_bytes()));
     }
+
+    /// The path's bytes; `None` when what stands for them is malformed.
+    pub fn path_bytes(&self) -> Option<Vec<u8>> {
+        match &self.path_base64 {
+            Some(text) => data_encoding::BASE64.decode(text.as_bytes()).ok(),
+            None => Some(self.path.clone().into_bytes()),
+        }
+    }
+
+    fn write(&self, lines: &mut Vec<u8>) {
+        if serde_json::to_writer(&mut *lines, self).is_ok() {
+            lines.push(b'\n');
+        }
+    }
 }
 
 /// An index that is written at one end and read at the other.
 pub(super) fn channel() -> (IndexWriter, FilesIndexSource) {
-    let (sender, pieces) = mpsc::channel(PIECES);
-    (IndexWriter { sender: Some(sender), lines: Vec::new() }, FilesIndexSource { pieces, ended: false })
+    let (writer, source) = lines::channel("what is indexed was not read to its end");
+    (IndexWriter(writer), FilesIndexSource(source))
 }
 
-enum IndexPiece {
-    Lines(Bytes),
-    /// The index is complete. A channel that closes without it belongs to tar streams that failed.
-    End,
-}
-
-/// The index of a backup's tar streams: a [`FileEntry`] in JSON per line, in the order in which they are read.
+/// The index of a backup's tar streams: a [`FileEntry`] in JSON per line, those of each stream in its order.
 ///
 /// Read it while they are read. If it is dropped, they go on without.
-pub struct FilesIndexSource {
-    pieces: mpsc::Receiver<IndexPiece>,
-    ended: bool,
-}
-
-impl FilesIndexSource {
-    async fn pull(&mut self) -> Result<Option<Piece>> {
-        if self.ended {
-            return Ok(None);
-        }
-        match self.pieces.recv().await {
-            Some(IndexPiece::Lines(lines)) => Ok(Some(Piece::Bytes(lines))),
-            Some(IndexPiece::End) => {
-                self.ended = true;
-                Ok(None)
-            }
-            None => Err(consequence("what is indexed was not read to its end").await),
-        }
-    }
-}
+#[derive(Debug)]
+pub struct FilesIndexSource(LineSource);
 
 impl Source for FilesIndexSource {
     fn next(&mut self, buffer: Buffer) -> BoxFuture<'_, Result<Option<Piece>>> {
-        drop(buffer);
-        self.pull().boxed()
+        self.0.next(buffer)
     }
 }
 
-impl fmt::Debug for FilesIndexSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FilesIndexSource").field("ended", &self.ended).finish_non_exhaustive()
-    }
-}
-
-/// Collects lines and sends them on, from a thread or from a task.
+/// Writes an index, from a thread or from a task.
 #[derive(Debug)]
-pub(super) struct IndexWriter {
-    /// `None` once nobody reads any more.
-    sender: Option<mpsc::Sender<IndexPiece>>,
-    lines: Vec<u8>,
-}
+pub(super) struct IndexWriter(LineWriter);
 
 impl IndexWriter {
     /// Adds a line, and from a thread of its own waits until there is room for it.
     pub(super) fn push_blocking(&mut self, entry: &FileEntry) {
-        if let Some(piece) = self.collect(entry) {
-            self.send_blocking(piece);
-        }
+        self.0.push_blocking(|lines| entry.write(lines));
     }
 
     pub(super) fn finish_blocking(&mut self) {
-        let rest = self.take();
-        self.send_blocking(rest);
-        self.send_blocking(IndexPiece::End);
+        self.0.finish_blocking();
     }
 
     /// Adds a line. Not cancel safe: a piece may be lost, and with it the index.
     pub(super) async fn push(&mut self, entry: &FileEntry) {
-        if let Some(piece) = self.collect(entry) {
-            self.send(piece).await;
-        }
+        self.0.push(|lines| entry.write(lines)).await;
     }
 
     pub(super) async fn finish(&mut self) {
-        let rest = self.take();
-        self.send(rest).await;
-        self.send(IndexPiece::End).await;
+        self.0.finish().await;
     }
-
-    /// A piece, when enough lines have come together for one.
-    fn collect(&mut self, entry: &FileEntry) -> Option<IndexPiece> {
-        self.sender.as_ref()?;
-        if serde_json::to_writer(&mut self.lines, entry).is_ok() {
-            self.lines.push(b'\n');
-        }
-        (self.lines.len() >= PIECE_BYTES).then(|| self.take())
-    }
-
-    fn take(&mut self) -> IndexPiece {
-        IndexPiece::Lines(std::mem::take(&mut self.lines).into())
-    }
-
-    fn send_blocking(&mut self, piece: IndexPiece) {
-        if !is_empty(&piece) && self.sender.as_ref().is_some_and(|sender| sender.blocking_send(piece).is_err()) {
-            self.sender = None;
-        }
-    }
-
-    async fn send(&mut self, piece: IndexPiece) {
-        let Some(sender) = self.sender.as_ref().filter(|_| !is_empty(&piece)) else { return };
-        if sender.send(piece).await.is_err() {
-            self.sender = None;
-        }
-    }
-}
-
-/// Pieces of a stream have bytes.
-fn is_empty(piece: &IndexPiece) -> bool {
-    matches!(piece, IndexPiece::Lines(lines) if lines.is_empty())
 }

@@ -100,6 +100,9 @@ pub(crate) trait Input: Send {
     ///
     /// An input that can tell how long it will wait asks `wanted` now and then, and gives up when the answer is no.
     fn read(&mut self, room: &mut [u8], wanted: &dyn Fn() -> bool) -> Result<usize>;
+
+    /// The buffer that the last reads filled goes to the pipeline now.
+    fn filled(&mut self, _buffer: &mut Buffer) {}
 }
 
 struct Request {
@@ -125,13 +128,14 @@ fn serve(mut input: impl Input, requests: &mpsc::Receiver<Request>) {
 }
 
 fn fill(input: &mut impl Input, mut buffer: Buffer, wanted: &dyn Fn() -> bool) -> Result<Filled> {
-    while !buffer.spare().is_empty() {
-        match input.read(buffer.spare(), wanted)? {
-            0 => return Ok(Filled { buffer, ended: true }),
-            n => buffer.advance(n),
-        }
+    let mut ended = false;
+    while !ended && !buffer.spare().is_empty() {
+        let n = input.read(buffer.spare(), wanted)?;
+        buffer.advance(n);
+        ended = n == 0;
     }
-    Ok(Filled { buffer, ended: false })
+    input.filled(&mut buffer);
+    Ok(Filled { buffer, ended })
 }
 
 struct ReadInput<R>(R);

@@ -124,6 +124,20 @@ impl Server {
         &self.programs
     }
 
+    /// A directory that only the server's user and root can use, for a tablespace. It goes with the server.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn make_tablespace_directory(&self, name: &str) -> PathBuf {
+        let location = self.tablespaces().join(name);
+        std::fs::create_dir_all(&location).expect("a new directory");
+        let owner = std::fs::metadata(self.data()).expect("a data directory");
+        for made in [&self.tablespaces(), &location] {
+            std::os::unix::fs::chown(made, Some(owner.uid()), Some(owner.gid())).expect("only root runs it as another");
+        }
+        location
+    }
+
     /// The directory of its socket.
     pub fn directory(&self) -> &Path {
         &self.directory

@@ -49,6 +49,18 @@ impl Algorithm {
         }
     }
 
+    /// Its name in a manifest, where it has one.
+    pub(super) fn name(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Crc32c => Some("CRC32C"),
+            Self::Sha224 => Some("SHA224"),
+            Self::Sha256 => Some("SHA256"),
+            Self::Sha384 => Some("SHA384"),
+            Self::Sha512 => Some("SHA512"),
+        }
+    }
+
     /// Begins a checksum.
     pub fn hasher(self) -> Hasher {
         Hasher(match self {

@@ -2,6 +2,7 @@
 
 use super::replication::{OPTIONS_IN_PARENTHESES, literal};
 use crate::error::{Error, Result};
+use crate::postgres::backup_manifest::Algorithm;
 
 /// What a base backup shall be. [`Default`] is a fast checkpoint, a manifest with CRC-32C, progress, and none of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +88,18 @@ impl Default for BaseBackupOptions {
 }
 
 impl ManifestChecksums {
+    /// The same in a manifest that we write.
+    pub(crate) fn algorithm(self) -> Algorithm {
+        match self {
+            Self::None => Algorithm::None,
+            Self::Crc32c => Algorithm::Crc32c,
+            Self::Sha224 => Algorithm::Sha224,
+            Self::Sha256 => Algorithm::Sha256,
+            Self::Sha384 => Algorithm::Sha384,
+            Self::Sha512 => Algorithm::Sha512,
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::None => "NONE",

@@ -177,6 +177,15 @@ impl ConnectOptions {
         self
     }
 
+    /// Whether one of the hosts can be this very one: a socket, or a loopback address.
+    pub(crate) fn may_be_near(&self) -> bool {
+        self.hosts.iter().any(|host| match &host.place {
+            Place::Socket(_) => true,
+            Place::Name(name) => name == "localhost" || name.parse().is_ok_and(|address: IpAddr| address.is_loopback()),
+            Place::Address(address, _) => address.is_loopback(),
+        })
+    }
+
     /// The database: of physical replication always `replication`.
     pub fn database(&self, mode: Mode) -> &str {
         match mode {

@@ -1,0 +1,216 @@
+//! The conversation with the server while its files are copied: what it is, and where the backup begins and ends.
+//!
+//! "Making a Non-Exclusive Low-Level Backup" in PostgreSQL's documentation. One connection is held open from start to stop; when it ends early, the
+//! server ends the backup. Standbys are asked in the same way.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+
+use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::postgres::wal::{Lsn, SegmentSize, SystemIdentifier, Timeline};
+use crate::postgres::wire::{Checkpoint, ConnectOptions, Connection, Mode, Row, WalPosition};
+
+/// From here on the functions have the names that they have now, and the kind of backup that is exclusive is gone.
+const RENAMED_MAJOR: u32 = 15;
+/// Since then the server ends sessions that idle, if it is told to.
+const IDLE_TIMEOUT_MAJOR: u32 = 14;
+/// Since then it keeps its statistics in memory.
+const NO_STATISTICS_MAJOR: u32 = 15;
+
+/// An ordinary connection to the server that is backed up.
+#[derive(Debug)]
+pub(super) struct Session {
+    connection: Connection,
+    major: u32,
+}
+
+/// What the server says of itself.
+#[derive(Debug, Clone)]
+pub(super) struct Server {
+    pub(super) system: SystemIdentifier,
+    pub(super) version_num: u32,
+    pub(super) version: String,
+    pub(super) segment_size: SegmentSize,
+    /// `None` when this role may not know.
+    pub(super) data_directory: Option<PathBuf>,
+    /// Below the data directory, or absolute.
+    pub(super) statistics: Option<String>,
+    pub(super) page_bytes: u32,
+    pub(super) segment_pages: u32,
+    pub(super) has_checksums: bool,
+    /// From where recovery would begin.
+    pub(super) redo: Lsn,
+    /// By a Unix socket, or by an address that means this very host.
+    pub(super) is_near: bool,
+    pub(super) may_back_up: bool,
+}
+
+/// What the server says at the end.
+#[derive(Debug)]
+pub(super) struct Stopped {
+    pub(super) position: WalPosition,
+    pub(super) label: String,
+    pub(super) time: Timestamp,
+}
+
+impl Session {
+    /// Connects. Nothing that ends idle or long-running sessions shall end this one.
+    pub(super) async fn connect(options: &ConnectOptions) -> Result<Self> {
+        let mut connection = Connection::connect(&options.clone().with_default_database("postgres"), Mode::Sql).await?;
+        let major = connection.server_major()?;
+        let mut settings = "SET search_path = pg_catalog; SET statement_timeout = 0; SET lock_timeout = 0; \
+            SET standard_conforming_strings = on; SET client_encoding = 'UTF8'"
+            .to_owned();
+        if major >= IDLE_TIMEOUT_MAJOR {
+            settings.push_str("; SET idle_session_timeout = 0");
+        }
+        connection.query(&settings).await?;
+        Ok(Self { connection, major })
+    }
+
+    pub(super) fn major(&self) -> u32 {
+        self.major
+    }
+
+    pub(super) async fn server(&mut self) -> Result<Server> {
+        let settings = self
+            .connection
+            .query(
+                "SELECT name, setting FROM pg_settings WHERE name IN ('data_directory', 'block_size', 'segment_size', \
+                 'wal_segment_size', 'data_checksums', 'stats_temp_directory')",
+            )
+            .await?;
+        let setting = |name: &str| {
+            let row = settings.iter().find(|row| row.first().is_some_and(|n| n.as_deref() == Some(name)))?;
+            row.get(1).cloned().flatten()
+        };
+        let number = |name: &str| parsed::<u32>(setting(name), name);
+        let start = self.functions().0;
+        let facts = format!(
+            "SELECT (SELECT system_identifier FROM pg_control_system()), (SELECT redo_lsn FROM pg_control_checkpoint()), \
+             host(inet_server_addr()), has_function_privilege('{start}', 'EXECUTE')"
+        );
+        let mut facts = one(self.connection.query(&facts).await?)?.into_iter();
+        let mut next = || facts.next().flatten();
+        Ok(Server {
+            system: SystemIdentifier(parsed(next(), "system_identifier")?),
+            redo: parsed(next(), "redo_lsn")?,
+            is_near: next().is_none_or(|address| address == "::1" || address.starts_with("127.")),
+            may_back_up: next().as_deref() == Some("t"),
+            version_num: self.connection.server_version_num()?,
+            version: self.connection.parameters().get("server_version").unwrap_or_default().to_owned(),
+            segment_size: SegmentSize::new(number("wal_segment_size")?)
+                .ok_or_else(|| unexpected("wal_segment_size"))?,
+            data_directory: setting("data_directory").map(PathBuf::from),
+            statistics: setting("stats_temp_directory").filter(|_| self.major < NO_STATISTICS_MAJOR),
+            page_bytes: number("block_size")?,
+            segment_pages: number("segment_size")?,
+            has_checksums: setting("data_checksums").as_deref() == Some("on"),
+        })
+    }
+
+    /// Begins the backup, with a checkpoint, or on a standby at its last restart point.
+    pub(super) async fn start(&mut self, label: &str, checkpoint: Checkpoint) -> Result<WalPosition> {
+        let (label, fast) = (label.replace('\'', "''"), checkpoint == Checkpoint::Fast);
+        let start = match self.major >= RENAMED_MAJOR {
+            true => format!("SELECT pg_backup_start('{label}', {fast})"),
+            false => format!("SELECT pg_start_backup('{label}', {fast}, false)"),
+        };
+        let row = one(self.connection.query(&start).await.map_err(may_not)?)?;
+        let lsn = parsed(row.into_iter().next().flatten(), "the backup's start")?;
+        let timeline = self.timeline("timeline_id FROM pg_control_checkpoint()").await?;
+        Ok(WalPosition { lsn, timeline })
+    }
+
+    /// Ends the backup that began at `start`. `wait` is whether the server is to wait until the log is archived.
+    pub(super) async fn stop(&mut self, start: WalPosition, wait: bool) -> Result<Stopped> {
+        let stop = match self.major >= RENAMED_MAJOR {
+            true => format!("pg_backup_stop({wait})"),
+            false => format!("pg_stop_backup(false, {wait})"),
+        };
+        let time = "to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+        let row = one(self.connection.query(&format!("SELECT lsn, labelfile, {time} FROM {stop}")).await?)?;
+        let mut row = row.into_iter();
+        let mut next = || row.next().flatten();
+        let lsn = parsed(next(), "the backup's end")?;
+        let label = next().ok_or_else(|| unexpected("the backup's label"))?;
+        let time = parsed(next(), "a time")?;
+        let began = timeline_of_label(&label).ok_or_else(|| unexpected("the timeline in the backup's label"))?;
+        // On a standby it could be that of its primary by now, and the log that is needed lies on both.
+        let in_recovery = one(self.connection.query("SELECT pg_is_in_recovery()").await?)?;
+        let ended = match in_recovery.first() {
+            Some(Some(is)) if is == "t" => {
+                self.timeline("min_recovery_end_timeline FROM pg_control_recovery()").await?
+            }
+            _ => began,
+        };
+        if (began, ended) != (start.timeline, start.timeline) {
+            let message = format!("the server went from timeline {} to {ended} during the backup", start.timeline);
+            return Err(Error::new(ErrorKind::Source, Stage::Source, message).with_hint("begin the backup again"));
+        }
+        Ok(Stopped { position: WalPosition { lsn, timeline: ended }, label, time })
+    }
+
+    /// Takes leave.
+    pub(super) async fn close(self) {
+        if let Err(error) = self.connection.close().await {
+            tracing::debug!(%error, "left without taking leave");
+        }
+    }
+
+    async fn timeline(&mut self, what: &str) -> Result<Timeline> {
+        let row = one(self.connection.query(&format!("SELECT {what}")).await?)?;
+        let number = parsed(row.into_iter().next().flatten(), "a timeline")?;
+        Timeline::new(number).ok_or_else(|| unexpected("a timeline"))
+    }
+
+    /// Start and stop, as privileges call them.
+    pub(super) fn functions(&self) -> (&'static str, &'static str) {
+        match self.major >= RENAMED_MAJOR {
+            true => ("pg_backup_start(text, boolean)", "pg_backup_stop(boolean)"),
+            false => ("pg_start_backup(text, boolean, boolean)", "pg_stop_backup(boolean, boolean)"),
+        }
+    }
+}
+
+fn may_not(error: Error) -> Error {
+    match crate::postgres::wire::sqlstate(&error) {
+        Some("42501") => error.with_hint("the role needs EXECUTE on the functions that start and stop a backup"),
+        Some("55000") => error.with_hint("a backup needs wal_level = replica, or logical"),
+        _ => error,
+    }
+}
+
+fn timeline_of_label(label: &str) -> Option<Timeline> {
+    let line = label.lines().rev().find_map(|line| line.strip_prefix("START TIMELINE: "))?;
+    line.trim().parse().ok().and_then(Timeline::new)
+}
+
+fn one(mut rows: Vec<Row>) -> Result<Row> {
+    match (rows.pop(), rows.len()) {
+        (Some(row), 0) => Ok(row),
+        _ => Err(unexpected("one row")),
+    }
+}
+
+fn parsed<T: std::str::FromStr>(value: Option<String>, what: &str) -> Result<T> {
+    value.and_then(|text| text.parse().ok()).ok_or_else(|| unexpected(what))
+}
+
+fn unexpected(what: &str) -> Error {
+    Error::new(ErrorKind::Source, Stage::Source, format!("the server's answer does not have {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_timeline_stands_in_the_label() {
+        let label = "START WAL LOCATION: 0/2000028 (file 000000020000000000000002)\nCHECKPOINT LOCATION: 0/2000060\n\
+            BACKUP METHOD: streamed\nBACKUP FROM: standby\nSTART TIME: 2026-11-22 02:00:00 UTC\nLABEL: x\nSTART TIMELINE: 2\n";
+        assert_eq!(timeline_of_label(label), Timeline::new(2));
+        assert_eq!(timeline_of_label("LABEL: x\n"), None);
+    }
+}
