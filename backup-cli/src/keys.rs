@@ -73,9 +73,10 @@ impl Recipients {
     }
 }
 
-/// The names of those whom backups are encrypted to at the moment `now`. Asks for no passphrase, and refuses nothing.
+/// The names of those whom backups are encrypted to at the moment `now`. Asks for no passphrase, and refuses only who cannot be kept account of.
 pub(crate) fn recipient_names(config: &Config, now: Timestamp) -> Result<BTreeSet<RecipientName>> {
-    let mut names: BTreeSet<RecipientName> = configured_recipients(config)?.iter().map(|one| named(&**one)).collect();
+    let configured = configured_recipients(config)?.into_iter().map(stable).collect::<Result<Vec<_>>>()?;
+    let mut names: BTreeSet<RecipientName> = configured.iter().map(|one| named(&**one)).collect();
     if config.passphrase.is_some() {
         let (kind, recipient) = (passphrase::KIND.to_owned(), passphrase::KIND.to_owned());
         names.insert(RecipientName { kind, recipient });
@@ -117,9 +118,19 @@ pub(crate) fn key_recipient(config: &Config, key: &Key) -> Result<Arc<dyn Recipi
     })
 }
 
+/// Refuses a recipient of which nobody can keep account.
+fn stable(recipient: Arc<dyn Recipient>) -> Result<Arc<dyn Recipient>> {
+    if recipient.is_stable() {
+        return Ok(recipient);
+    }
+    Err(Error::config(format!("{} does not say which key it is", recipient.describe().1)).with_hint(
+        "an alias can be pointed at another key: name the ARN of the key; of a pair on a token, what 'backup init --identity' prints",
+    ))
+}
+
 /// A recipient, from its public form.
 pub(crate) fn recipient(text: &str) -> Result<Arc<dyn Recipient>> {
-    keys::parse_recipient(text)
+    keys::parse_recipient(text).and_then(stable)
 }
 
 fn public_halves(config: &Config) -> Result<Vec<Arc<dyn Recipient>>> {

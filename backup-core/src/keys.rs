@@ -82,6 +82,12 @@ pub trait Recipient: Send + Sync + fmt::Debug {
     /// The kind and public form, `("age", "age1…")`. A wrap may name its recipient more precisely: the key instead of its alias.
     fn describe(&self) -> (&'static str, String);
 
+    /// Whether wraps call it what [`describe`](Self::describe) does, today and tomorrow. An alias of a key service is not stable, for who keeps
+    /// account of keys.
+    fn is_stable(&self) -> bool {
+        true
+    }
+
     /// Wraps `key`, which is for `context`. Asks a key service at most once, so do it once for a key. Cancel safe.
     ///
     /// Errors are of kind [`ErrorKind::Key`], [`ErrorKind::Unavailable`] when a key service could not be reached, and

@@ -116,6 +116,10 @@ impl Recipient for KmsKey {
         (KIND, format!("{PREFIX}{}", self.0.arn))
     }
 
+    fn is_stable(&self) -> bool {
+        !self.0.arn.is_alias()
+    }
+
     fn wrap<'a>(&'a self, key: &'a DataKey, context: &'a EncryptionContext) -> BoxFuture<'a, Result<Wrap>> {
         Box::pin(async move {
             let (used, wrap) = self.0.kms.encrypt(&self.0.arn, key.expose(), context).await?;

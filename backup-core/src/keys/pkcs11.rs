@@ -245,6 +245,11 @@ impl Recipient for Pkcs11Key {
         (KIND, self.0.uri.public().to_string())
     }
 
+    fn is_stable(&self) -> bool {
+        // What a token says of a key has the one or the other.
+        self.0.uri.public_key.is_some() || self.0.uri.serial.is_some()
+    }
+
     fn wrap<'a>(&'a self, key: &'a DataKey, context: &'a EncryptionContext) -> BoxFuture<'a, Result<Wrap>> {
         Box::pin(async move {
             let (uri, wrap) = self.seal(key, context).await?;

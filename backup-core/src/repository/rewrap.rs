@@ -18,7 +18,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::encrypt::DataKey;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{RecipientName, Rewrap, WRAPS_MAX};
-use crate::keys::{Identity, Recipient, unwrap_any, wrap_for_all};
+use crate::keys::{EncryptionContext, Identity, Recipient, unwrap_any, wrap_for_all};
 
 /// Data keys that are worked on at once, unless set.
 const CONCURRENCY: usize = 16;
@@ -80,11 +80,15 @@ pub async fn rewrap(
         1..=WRAPS_MAX => {}
         n => return Err(Error::config(format!("{n} recipients are more than {WRAPS_MAX}"))),
     }
+    let wanted = match targets.first() {
+        Some(target) => names_in_wraps(&options.recipients, target).await?,
+        None => Recipients::new(),
+    };
     let mut census = Census::default();
     let wrapping = Wrapping {
         repository,
         options,
-        wanted: options.recipients.iter().map(|recipient| named(&**recipient)).collect(),
+        wanted,
         opener: Opener::new(&options.identities),
         written: AtomicU64::default(),
         proved: AtomicU64::default(),
@@ -105,6 +109,13 @@ pub async fn rewrap(
 pub fn named(recipient: &dyn Recipient) -> RecipientName {
     let (kind, recipient) = recipient.describe();
     RecipientName { kind: kind.to_owned(), recipient }
+}
+
+/// What wraps call the recipients: of an alias, the key that it stands for. Found by wrapping a key that is for nothing, so a recipient that
+/// fails does so before anything is written.
+async fn names_in_wraps(recipients: &[Arc<dyn Recipient>], target: &TargetName) -> Result<Recipients> {
+    let wraps = wrap_for_all(&DataKey::generate(), &EncryptionContext::of_backup(target), recipients).await?;
+    Ok(names(&wraps).collect())
 }
 
 struct Wrapping<'a> {
