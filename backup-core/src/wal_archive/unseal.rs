@@ -45,19 +45,24 @@ impl DataKeys {
         if let Some(key) = known.get(&header.data_key) {
             return Ok(key.clone());
         }
-        let key = match unwrap_any(&header.data_key, &header.wraps, &self.identities).await {
-            Ok(key) => key,
-            Err(failure) => {
-                let (target, purpose) = header.name.target_and_purpose();
-                let wanted = Wanted { target, purpose, data_key: &header.data_key };
-                open_rewrapped(repository, wanted, &header.wraps, &self.identities, failure).await?
-            }
-        };
+        let key = self.unwrap(repository, header).await?;
         if known.len() >= KEYS_KNOWN_MAX {
             known.clear();
         }
         known.insert(header.data_key.clone(), key.clone());
         Ok(key)
+    }
+
+    /// The same, unwrapped anew: for whoever asks once for each of many keys, at the same time.
+    pub(super) async fn unwrap(&self, repository: &Repository, header: &Header) -> Result<DataKey> {
+        match unwrap_any(&header.data_key, &header.wraps, &self.identities).await {
+            Ok(key) => Ok(key),
+            Err(failure) => {
+                let (target, purpose) = header.name.target_and_purpose();
+                let wanted = Wanted { target, purpose, data_key: &header.data_key };
+                open_rewrapped(repository, wanted, &header.wraps, &self.identities, failure).await
+            }
+        }
     }
 }
 
