@@ -32,7 +32,7 @@ enum What {
 #[derive(Debug)]
 pub(crate) struct KeptFile(StoredFile);
 
-/// Opens data keys of an archive, each of them once.
+/// Opens data keys of an archive.
 pub(crate) struct ArchiveKeys(DataKeys);
 
 impl KeptName {
@@ -76,7 +76,7 @@ impl ArchiveKeys {
     /// # Errors
     /// `Key` when nobody here can open it, `Integrity` when the header is not that of the key. Cancel safe.
     pub(crate) async fn open(&self, repository: &Repository, file: &KeptFile) -> Result<DataKey> {
-        let key = self.0.of(repository, file.header()).await?;
+        let key = self.0.unwrap(repository, file.header()).await?;
         file.0
             .check_header(&key)
             .map_err(|e| Error::integrity(format!("{} is damaged at offset 0", file.0.path())).with_source(e))?;

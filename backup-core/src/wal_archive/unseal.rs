@@ -16,7 +16,7 @@ use crate::encrypt::DataKey;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::Header;
 use crate::format::Place;
-use crate::keys::{EncryptionContext, Identity, unwrap_any};
+use crate::keys::{Identity, unwrap_any};
 use crate::repository::Repository;
 use crate::repository::rewraps::{Wanted, open_rewrapped};
 use crate::restore::volume::OpenVolume;
@@ -45,22 +45,22 @@ impl DataKeys {
         if let Some(key) = known.get(&header.data_key) {
             return Ok(key.clone());
         }
-        let key =
-            match unwrap_any(&header.data_key, &header.wraps, &EncryptionContext::of(&header.name), &self.identities)
-                .await
-            {
-                Ok(key) => key,
-                Err(failure) => {
-                    let (target, purpose) = header.name.target_and_purpose();
-                    let wanted = Wanted { target, purpose, data_key: &header.data_key };
-                    open_rewrapped(repository, wanted, &header.wraps, &self.identities, failure).await?
-                }
-            };
+        let key = self.unwrap(repository, header).await?;
         if known.len() >= KEYS_KNOWN_MAX {
             known.clear();
         }
         known.insert(header.data_key.clone(), key.clone());
         Ok(key)
+    }
+
+    /// The same, unwrapped anew: for whoever asks once for each of many keys, at the same time.
+    pub(super) async fn unwrap(&self, repository: &Repository, header: &Header) -> Result<DataKey> {
+        let (target, purpose) = header.name.target_and_purpose();
+        let wanted = Wanted { target, purpose, data_key: &header.data_key };
+        match unwrap_any(&header.data_key, &header.wraps, &wanted.context(), &self.identities).await {
+            Ok(key) => Ok(key),
+            Err(failure) => open_rewrapped(repository, wanted, &header.wraps, &self.identities, failure).await,
+        }
     }
 }
 
