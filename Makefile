@@ -58,9 +58,11 @@ check-unit: ## unit and property tests
 e2e: ## vectors, conformance, faults, end to end
 	$(run_tests) --test '*'
 
+# Not by nextest, which ends what takes too long.
 soak: BACKUPS ?= 200
-soak: ## local backups under load, BACKUPS (200) of them; an hour or two
-	BACKUPS=$(BACKUPS) $(CARGO) test $(WORKSPACE) --test e2e -- --nocapture local_backup::under_load
+soak: ## local backups under load, BACKUPS (200) of them, and a large one; an hour or two
+	BACKUPS=$(BACKUPS) TABLE_MIB=2048 RELATIONS=50000 \
+		$(CARGO) test $(WORKSPACE) --test e2e -- --nocapture --test-threads 1 local_backup::under_load local_backup::many_files
 
 doctest: ## examples in the documentation
 	$(CARGO) test $(WORKSPACE) --doc

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub use cluster::{ClusterRestore, ClusterRestored, Owner, TablespaceMapping, archives};
+pub use cluster::{ClusterRestore, ClusterRestored, OnlyRestore, OnlyRestored, Owner, TablespaceMapping, archives};
 pub use directory::DirectorySink;
 pub use file::FileSink;
 pub use sink::{MemorySink, NullSink, Sink};

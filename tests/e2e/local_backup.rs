@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use backup_tests::host::{Host, Run};
+use backup_tests::host::{Host, Run, files_below};
 use backup_tests::physical::{PublicDir, Restored};
 use backup_tests::postgres::{NewServer, Server};
 use serde_json::Value;
@@ -319,7 +319,7 @@ async fn busy_server() -> (Server, Vec<PathBuf>) {
 
 /// How many backups a soak takes; a few unless `BACKUPS` says otherwise.
 fn backups() -> u32 {
-    std::env::var("BACKUPS").ok().and_then(|text| text.parse().ok()).unwrap_or(2)
+    setting("BACKUPS", 2)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -363,4 +363,93 @@ async fn under_load_every_backup_is_whole_and_none_is_suspected() {
         let objects = host.repository().join("db");
         fs::remove_dir_all(objects).unwrap();
     }
+}
+
+/// How many bytes the program reads, of files and pipes, to run with these arguments. Linux counts them for the parent, too.
+fn bytes_read(host: &Host, arguments: &[&str]) -> u64 {
+    let run = host.shell("\"$BACKUP\" \"$@\" && cat /proc/$$/io").args(["sh"]).args(arguments);
+    let outcome = run.run().succeeded();
+    let line = outcome.text().lines().find_map(|line| line.strip_prefix("rchar: ")).expect("a count of bytes read");
+    line.parse().expect("a number")
+}
+
+#[tokio::test]
+async fn single_files_databases_and_tablespaces_come_out_of_both_kinds() {
+    let server = NewServer::of_major(15).setting("autovacuum", "off").start();
+    let location = server.make_tablespace_directory("fast");
+    server.sql(&format!("CREATE TABLESPACE fast LOCATION '{}'", location.display())).await;
+    // Enough to be of several streams, and far more to read than a file takes.
+    server
+        .sql("CREATE TABLE big AS SELECT g, md5(g::text) || md5((g + 1)::text) AS h FROM generate_series(1, 900000) g")
+        .await;
+    server.sql("CREATE TABLE in_fast TABLESPACE fast AS SELECT g FROM generate_series(1, 10000) g; CHECKPOINT").await;
+    let path = one(&server, "SELECT pg_relation_filepath('pg_am')").await;
+    let database = one(&server, "SELECT 'base/' || oid FROM pg_database WHERE datname = current_database()").await;
+    let tablespace = one(&server, "SELECT 'pg_tblspc/' || oid FROM pg_tablespace WHERE spcname = 'fast'").await;
+    assert_eq!(fs::metadata(server.data().join(&path)).unwrap().len(), 8192);
+    let host = Host::initialised(BACKUP);
+    for method in ["local", "stream"] {
+        let save = host.backup(["save", "db", "--method", method, "--base-backup", &conninfo(&server)]);
+        let id = save.run().succeeded().id();
+        if method == "local" {
+            assert!(streams(&shown(&host, &id)).contains(&"base-01"), "its files are in several streams");
+        }
+        let to = |name: &str| host.path(format!("{method}-{name}"));
+        let file = to("file").display().to_string();
+        let read = bytes_read(&host, &["restore", &id, "--only", &path, "--to", &file]);
+        assert!(read < 8 << 20, "{method}: {read} bytes were read for 8 KiB");
+        assert_eq!(files_below(&to("file")), [path.as_str()], "{method}");
+
+        let only = ["--only", &database, "--only", &tablespace, "--only", "global/pg_control"];
+        let outcome = host.backup(["restore", &id, "--to"]).args([to("more")]).args(only).run().succeeded();
+        outcome.saying("which no server starts from");
+        let found = files_below(&to("more"));
+        assert!(found.len() > 250 && found.iter().any(|path| path.starts_with(&tablespace)), "{method}: {found:?}");
+        for path in found {
+            let (is, was) = (fs::read(to("more").join(&path)).unwrap(), fs::read(server.data().join(&path)).unwrap());
+            assert!(is == was || path == "global/pg_control", "{method}: {path} differs");
+        }
+        let restore = |more: &[&str]| host.backup(["restore", &id, "--to"]).args([to("none")]).args(more).run();
+        restore(&["--only", "base/0"]).failed(10).saying("the backup has no base/0");
+        restore(&["--only", "pg_wal"]).failed(10).hinting("--stream pg_wal");
+        restore(&["--only", "/etc"]).failed(2).saying("is no path in a data directory");
+        restore(&["--only", "base", "--standby"]).failed(2).saying("no cluster that could recover");
+        assert!(!to("none").exists(), "nothing was made");
+    }
+    host.save("dump", "x");
+    let other = host.backup(["restore", "dump", "--only", "base", "--to"]).args([host.path("x")]);
+    other.run().failed(2).saying("does not say where its files are");
+}
+
+/// A number that a soak sets.
+fn setting(name: &str, default: u32) -> u32 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+#[tokio::test]
+async fn many_files_and_a_large_one_need_no_more_memory() {
+    let server = NewServer::of_major(15)
+        .initdb("--data-checksums")
+        .setting("autovacuum", "off")
+        .setting("max_locks_per_transaction", "1024")
+        .start();
+    // Some 30 MiB to start with, then one table of TABLE_MIB, in segments of 1 GiB, and as many relations as RELATIONS says.
+    let rows = setting("TABLE_MIB", 48) * 128;
+    server.sql("CREATE TABLE large (t text); ALTER TABLE large ALTER t SET STORAGE PLAIN").await;
+    server.sql(&format!("INSERT INTO large SELECT repeat(md5(g::text), 250) FROM generate_series(1, {rows}) g")).await;
+    for from in (1..=setting("RELATIONS", 1000)).step_by(1000) {
+        let create =
+            format!("FOR n IN {from}..{} LOOP EXECUTE format('CREATE TABLE t%s (a int)', n); END LOOP", from + 999);
+        server.sql(&format!("DO $$ BEGIN {create}; END $$")).await;
+    }
+    let (host, public) = (Host::initialised(BACKUP), PublicDir::new());
+    let outcome = save(&host, &server, &[]).within(Duration::from_secs(1800)).run().succeeded();
+    // Pages of the program itself count too, which is larger here than a release is.
+    assert!(outcome.peak_bytes < 64 << 20, "{} MiB", outcome.peak_bytes >> 20);
+    let id = outcome.id();
+    assert!(streams(&shown(&host, &id)).contains(&"base-01"));
+    let restored = restored(&host, &server, &id, &public.path("data"), &[]);
+    assert_eq!(restored.sql("postgres", "SELECT count(*) FROM large"), rows.to_string());
+    let tables = restored.sql("postgres", "SELECT count(*) FROM pg_class WHERE relname ~ '^t[0-9]+$'");
+    assert_eq!(tables, setting("RELATIONS", 1000).next_multiple_of(1000).to_string());
 }

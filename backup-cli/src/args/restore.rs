@@ -12,6 +12,7 @@ Examples:
   backup restore app --into 'host=db2 dbname=app'
   backup restore app@2026-11-20 --to /srv/restored
   backup restore cluster --to /var/lib/postgresql/15/main
+  backup restore cluster --to /srv/files --only base/16384/16385 --only pg_tblspc/16400
   backup restore cluster --to /srv/main --target-time '2026-11-22 14:30:00'
   set -o pipefail; backup restore app --to-stdout | psql app_copy
 
@@ -30,6 +31,10 @@ pub(crate) struct RestoreArgs {
     /// Restore this stream instead of the main one; 'backup show' lists them
     #[arg(long, value_name = "NAME")]
     pub(crate) stream: Option<String>,
+
+    /// Of a base backup, restore this file or directory only, by its path in the data directory; repeatable
+    #[arg(long, value_name = "PATH", requires = "to", conflicts_with = "stream")]
+    pub(crate) only: Vec<PathBuf>,
 
     /// Leave out ownership and privileges, when the destination lacks the roles
     #[arg(long, conflicts_with_all = ["to", "to_stdout"])]

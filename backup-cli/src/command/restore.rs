@@ -22,6 +22,7 @@ use super::describe::data_streams;
 use super::{conninfo, limits, location, or_cancelled, stderr_lines, told};
 
 mod cluster;
+mod only;
 mod recovery;
 mod summary;
 
@@ -50,6 +51,9 @@ pub(crate) async fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
     // Before the repository is asked anything.
     let database = args.destination.into.as_deref().map(|text| conninfo("--into", text)).transpose()?;
     let begun = Instant::now();
+    if let (Some(directory), false) = (&args.destination.to, args.only.is_empty()) {
+        return only::run(app, args, directory, begun).await;
+    }
     if let Some(wanted) = or_cancelled(app, cluster::wanted(app, args)).await? {
         return cluster::run(app, args, wanted, begun).await;
     }

@@ -28,6 +28,7 @@ mod destination;
 mod extract;
 mod layout;
 mod manifest;
+mod only;
 mod owner;
 mod place;
 mod streams;
@@ -35,6 +36,7 @@ mod wal;
 
 pub use archives::archives;
 pub use destination::TablespaceMapping;
+pub use only::{OnlyRestore, OnlyRestored};
 pub use owner::Owner;
 
 use destination::Destination;

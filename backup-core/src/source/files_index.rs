@@ -78,6 +78,14 @@ impl FileEntry {
         self.path_base64 = (!is_utf8).then(|| data_encoding::BASE64.encode(path.as_os_str().as_bytes()));
     }
 
+    /// The path's bytes; `None` when what stands for them is malformed.
+    pub fn path_bytes(&self) -> Option<Vec<u8>> {
+        match &self.path_base64 {
+            Some(text) => data_encoding::BASE64.decode(text.as_bytes()).ok(),
+            None => Some(self.path.clone().into_bytes()),
+        }
+    }
+
     fn write(&self, lines: &mut Vec<u8>) {
         if serde_json::to_writer(&mut *lines, self).is_ok() {
             lines.push(b'\n');

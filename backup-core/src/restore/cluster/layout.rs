@@ -137,7 +137,7 @@ impl Tablespace {
 }
 
 /// The root of a stream; `None` for what is no tar. A root may come in several streams: `base`, `base-01`, ….
-fn root_of(stream: &str) -> Option<Root> {
+pub(super) fn root_of(stream: &str) -> Option<Root> {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     if stream == BASE || stream.strip_prefix("base-").is_some_and(is_number) {
         return Some(Root::Data);
