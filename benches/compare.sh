@@ -47,17 +47,25 @@ stream_pipe_restore() { age -d -i "$work/key" "$work/piped.age" | zstd -q -d >/d
 
 # --- a cluster ---
 
-cluster_backup_save() { ours save file --quiet --base-backup "host=$PGHOST port=$PGPORT user=$PGUSER" >"$work/id"; }
+copied() { ours save file --quiet --method "$1" --base-backup "host=$PGHOST port=$PGPORT user=$PGUSER" >"$work/id"; }
+cluster_backup_save() { copied stream; }
+cluster_backup_local() { copied local; }
+cluster_pipe_local() { cluster_pipe_save; }
 cluster_pipe_save() {
     pg_basebackup -Ft -X none -c fast -D - 2>/dev/null | zstd -q -3 -T2 | age -r "$recipient" -o "$work/piped.age"
     sync "$work/piped.age" "$work"
 }
-cluster_backup_restore() { ours restore "$(cat "$work/id")" --to "$work/restored" --quiet "${owner[@]}"; }
-cluster_pipe_restore() {
-    mkdir "$work/untarred"
-    age -d -i "$work/key" "$work/piped.age" | zstd -q -d | tar x -C "$work/untarred"
-    sync -f "$work/untarred"
+restored() { ours restore "$(cat "$work/id")" --to "$work/restored/$1" --quiet "${owner[@]}"; }
+untarred() {
+    mkdir -p "$work/untarred/$1"
+    age -d -i "$work/key" "$work/piped.age" | zstd -q -d | tar x -C "$work/untarred/$1"
+    sync -f "$work/untarred/$1"
 }
+cluster_backup_restore() { restored stream; }
+cluster_pipe_restore() { untarred stream; }
+# Of what was saved by local copy.
+cluster_backup_restored() { restored local; }
+cluster_pipe_restored() { untarred local; }
 cluster_backup_push() { ours wal push "$segment" --quiet --target file; }
 cluster_pipe_push() {
     zstd -q -1 -f "$segment" -o "$work/segment.zst"
@@ -138,7 +146,7 @@ case "$mode" in
     cluster)
         rounds=${2:-7}
         needs pg_basebackup psql createdb tar
-        what=(save 0.50 restore 0.70 push 1.30)
+        what=(save 0.50 restore 0.70 local 0.33 restored 0.60 push 1.30)
         make_cluster
         ;;
     *)

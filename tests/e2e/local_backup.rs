@@ -121,7 +121,13 @@ async fn one_flipped_bit_is_found_and_named_and_only_then() {
 
     let outcome = save(&host, &server, &[]).run();
     assert_eq!(outcome.code(), Some(3), "{outcome}");
-    for words in ["checksum verification failed", &path, "block 300", "not be chosen as the latest"] {
+    for words in [
+        "checksum verification failed",
+        &path,
+        "block 300",
+        "(t in the database postgres)",
+        "not be chosen as the latest",
+    ] {
         assert!(outcome.to_string().contains(words), "{words}: {outcome}");
     }
     let id = outcome.text().trim().to_owned();

@@ -25,6 +25,8 @@ use crate::source::reader::source_error;
 use crate::source::tar_header::Headers;
 use crate::source::{Piece, ReaderSource, Source};
 
+/// So many damaged relations are looked up in the catalogues of their databases.
+const NAMED_MAX: usize = 10;
 const BACKUP_LABEL: &str = "backup_label";
 /// The control file is read so often until it was not read in the middle of a change, with a pause after each time.
 const CONTROL_READS: u32 = 50;
@@ -118,9 +120,15 @@ impl Closing {
         job.tracker.close();
         job.tracker.wait().await;
         if let Some(pages) = job.pages.clone() {
-            for text in blocking(move || Ok(pages.damage())).await? {
+            for (n, damaged) in blocking(move || Ok(pages.damage())).await?.into_iter().enumerate() {
+                let numbers =
+                    damaged.relation.as_ref().filter(|_| n < NAMED_MAX).and_then(|relation| relation.numbers());
+                let name = match numbers {
+                    Some(numbers) => self.session.name_of(numbers).await,
+                    None => None,
+                };
                 job.facts.findings.damaged();
-                job.facts.warnings.push(text);
+                job.facts.warnings.push(damaged.text + &name.map_or_else(String::new, |name| format!(" ({name})")));
             }
         }
         let (control, stat) = self.control().await?;

@@ -11,9 +11,12 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::tree::Root;
+use crate::postgres::data_directory::RelationFile;
 use crate::postgres::page::{self, Verdict};
 use crate::postgres::wal::Lsn;
 
+/// `pg_global`, in every cluster.
+const GLOBAL_TABLESPACE: u32 = 1664;
 /// As many suspects are remembered to be read again. Where there are more, a disk has died and not a page.
 const SUSPECTS_MAX: usize = 1 << 16;
 /// Suspects are read so often, with a pause before each time but the first, as long as any is wrong on disk.
@@ -58,11 +61,35 @@ struct Suspects {
     more: u64,
 }
 
+/// A file with wrong pages, in words.
+#[derive(Debug)]
+pub(super) struct Damaged {
+    pub(super) text: String,
+    /// `None` for those that could not be told apart.
+    pub(super) relation: Option<Arc<Relation>>,
+}
+
+/// Blocks, and what is wrong with each.
+type Blocks = Vec<(u32, String)>;
+
 /// What is wrong with a page on second sight.
 enum Wrong {
     OnDisk(Verdict),
     /// It was read wrong, and then right, and it has not changed meanwhile: the copy has what was read first.
     InCopy,
+}
+
+impl Relation {
+    /// The numbers by which the server knows it: its tablespace (0 for that of its database), its database (`None` for what all share), its own.
+    pub(super) fn numbers(&self) -> Option<(u32, Option<u32>, u32)> {
+        let path = std::str::from_utf8(&self.path).ok()?;
+        let (directory, name) = path.rsplit_once('/')?;
+        let number = RelationFile::parse(name.as_bytes())?.number.parse().ok()?;
+        match directory.rsplit_once('/') {
+            Some((_, database)) => Some((self.root.oid.unwrap_or(0), Some(database.parse().ok()?), number)),
+            None => Some((GLOBAL_TABLESPACE, None, number)),
+        }
+    }
 }
 
 impl Pages {
@@ -92,19 +119,25 @@ impl Pages {
         }
     }
 
-    /// Reads all suspects again; returns what is to be said of those that are wrong. Blocks.
-    pub(super) fn damage(&self) -> Vec<String> {
+    /// Reads all suspects again; returns what is wrong with them, file by file. Blocks.
+    pub(super) fn damage(&self) -> Vec<Damaged> {
         let Suspects { pages, more } =
             std::mem::take(&mut *self.suspects.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut damaged: BTreeMap<String, Vec<(u32, String)>> = BTreeMap::new();
+        let mut damaged: BTreeMap<String, (Arc<Relation>, Blocks)> = BTreeMap::new();
         let mut pages = self.look_again(pages);
         pages.sort_by_key(|(_, block, _)| *block);
         for (relation, block, wrong) in pages {
-            damaged.entry(relation.root.shown(&relation.path)).or_default().push((block, wrong.to_string()));
+            let shown = relation.root.shown(&relation.path);
+            damaged.entry(shown).or_insert_with(|| (relation, Vec::new())).1.push((block, wrong.to_string()));
         }
-        let mut told: Vec<String> = damaged.iter().map(|(path, blocks)| describe(path, blocks)).collect();
+        let told = damaged.iter().map(|(path, (relation, blocks))| Damaged {
+            text: describe(path, blocks),
+            relation: Some(Arc::clone(relation)),
+        });
+        let mut told: Vec<Damaged> = told.collect();
         if more > 0 {
-            told.push(format!("{more} more pages were read with wrong checksums"));
+            let text = format!("{more} more pages were read with wrong checksums");
+            told.push(Damaged { text, relation: None });
         }
         told
     }
@@ -238,6 +271,23 @@ mod tests {
         pages.inspect(&[extent], chunk);
     }
 
+    fn texts(pages: &Pages) -> Vec<String> {
+        pages.damage().into_iter().map(|damaged| damaged.text).collect()
+    }
+
+    #[test]
+    fn a_relation_is_known_by_numbers() {
+        let (_temp, relation) = relation(0);
+        let numbers = |oid, path: &str| {
+            let root = Arc::new(Root::open(oid, &relation.root.location).unwrap());
+            Relation { root, path: path.into(), first_block: 0 }.numbers()
+        };
+        assert_eq!(numbers(None, "base/5/16384_fsm.1"), Some((0, Some(5), 16384)));
+        assert_eq!(numbers(None, "global/1262"), Some((1664, None, 1262)));
+        assert_eq!(numbers(Some(16385), "PG_15_202209061/5/16390"), Some((16385, Some(5), 16390)));
+        assert_eq!(numbers(None, "PG_VERSION"), None);
+    }
+
     #[test]
     fn damage_on_disk_is_named_by_file_and_block_of_the_relation() {
         let (temp, relation) = relation(131_072);
@@ -248,13 +298,13 @@ mod tests {
         }
         let pages = Pages::new(Lsn(2), PAGE_BYTES);
         inspect(&pages, &relation, &fs::read(&path).unwrap());
-        let found = pages.damage();
+        let found = texts(&pages);
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(
             found[0].contains("in 16384.1, 3 blocks: 131074-131075, 131077; of the first, its checksum is"),
             "{found:?}"
         );
-        assert!(pages.damage().is_empty(), "it was told");
+        assert!(texts(&pages).is_empty(), "it was told");
     }
 
     #[test]
@@ -271,10 +321,10 @@ mod tests {
         chunk[7 * PAGE_BYTES + 6000] = 9;
         let pages = Pages::new(Lsn(2), PAGE_BYTES);
         inspect(&pages, &relation, &chunk);
-        assert_eq!(pages.damage(), Vec::<String>::new());
+        assert_eq!(texts(&pages), Vec::<String>::new());
         fs::remove_file(&path).unwrap();
         inspect(&pages, &relation, &chunk);
-        assert_eq!(pages.damage(), Vec::<String>::new());
+        assert_eq!(texts(&pages), Vec::<String>::new());
     }
 
     #[test]
@@ -284,7 +334,7 @@ mod tests {
         chunk[6000] ^= 1;
         let pages = Pages::new(Lsn(2), PAGE_BYTES);
         inspect(&pages, &relation, &chunk);
-        let found = pages.damage();
+        let found = texts(&pages);
         assert!(found[0].contains("block 0") && found[0].ends_with("with a right one later"), "{found:?}");
     }
 }

@@ -4,6 +4,7 @@
 //! server ends the backup. Standbys are asked in the same way.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -11,6 +12,8 @@ use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::postgres::wal::{Lsn, SegmentSize, SystemIdentifier, Timeline};
 use crate::postgres::wire::{Checkpoint, ConnectOptions, Connection, Mode, Row, WalPosition};
 
+/// How long finding out a relation's name may take.
+const NAME_DEADLINE: Duration = Duration::from_secs(10);
 /// From here on the functions have the names that they have now, and the kind of backup that is exclusive is gone.
 const RENAMED_MAJOR: u32 = 15;
 /// Since then the server ends sessions that idle, if it is told to.
@@ -22,6 +25,7 @@ const NO_STATISTICS_MAJOR: u32 = 15;
 #[derive(Debug)]
 pub(super) struct Session {
     connection: Connection,
+    options: ConnectOptions,
     major: u32,
 }
 
@@ -66,7 +70,7 @@ impl Session {
             settings.push_str("; SET idle_session_timeout = 0");
         }
         connection.query(&settings).await?;
-        Ok(Self { connection, major })
+        Ok(Self { connection, options: options.clone(), major })
     }
 
     pub(super) fn major(&self) -> u32 {
@@ -152,6 +156,31 @@ impl Session {
         Ok(Stopped { position: WalPosition { lsn, timeline: ended }, label, time })
     }
 
+    /// What a relation is called: by tablespace, database and its own number. `None` when that cannot be found out, as of one that is gone.
+    ///
+    /// Over connections of its own: the one that the backup hangs on is not risked for a name.
+    pub(super) async fn name_of(&self, numbers: (u32, Option<u32>, u32)) -> Option<String> {
+        match tokio::time::timeout(NAME_DEADLINE, self.look_up(numbers)).await {
+            Ok(Ok(name)) => name,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a relation cannot be named");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    async fn look_up(&self, (tablespace, database, number): (u32, Option<u32>, u32)) -> Result<Option<String>> {
+        let name = format!("SELECT pg_catalog.pg_filenode_relation({tablespace}, {number})");
+        let options = self.options.clone().in_any_database();
+        let Some(oid) = database else { return value(&options, &name).await };
+        let of = format!("SELECT datname FROM pg_catalog.pg_database WHERE oid OPERATOR(pg_catalog.=) {oid}");
+        let Some(database) = value(&options, &of).await? else { return Ok(None) };
+        // Names are those of one database, and a connection is to one.
+        let found = value(&options.in_database(&database), &name).await?;
+        Ok(found.map(|name| format!("{name} in the database {database}")))
+    }
+
     /// Takes leave.
     pub(super) async fn close(self) {
         if let Err(error) = self.connection.close().await {
@@ -172,6 +201,14 @@ impl Session {
             false => ("pg_start_backup(text, boolean, boolean)", "pg_stop_backup(boolean, boolean)"),
         }
     }
+}
+
+/// One value, over a connection of its own.
+async fn value(options: &ConnectOptions, sql: &str) -> Result<Option<String>> {
+    let mut connection = Connection::connect(options, Mode::Sql).await?;
+    let rows = connection.query(sql).await;
+    connection.close().await?;
+    Ok(rows?.pop().and_then(|row| row.into_iter().next().flatten()))
 }
 
 fn may_not(error: Error) -> Error {
