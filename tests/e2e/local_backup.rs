@@ -359,7 +359,8 @@ async fn under_load_every_backup_is_whole_and_none_is_suspected() {
             .arg("postgres")
             .output()
             .unwrap();
-        assert!(checked.status.success(), "backup {n}: {}", String::from_utf8_lossy(&checked.stdout));
+        let said = [checked.stdout, checked.stderr].concat();
+        assert!(checked.status.success(), "backup {n}: {}: {}", checked.status, String::from_utf8_lossy(&said));
         drop(restored);
         for gone in
             [to.clone()].into_iter().chain(tablespaces.iter().map(|t| to.with_extension(t.file_name().unwrap())))

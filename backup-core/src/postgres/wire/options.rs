@@ -177,6 +177,12 @@ impl ConnectOptions {
         self
     }
 
+    /// The same to another database.
+    pub(crate) fn with_database(mut self, name: &str) -> Self {
+        self.database = Some(name.to_owned());
+        self
+    }
+
     /// Whether one of the hosts can be this very one: a socket, or a loopback address.
     pub(crate) fn may_be_near(&self) -> bool {
         self.hosts.iter().any(|host| match &host.place {

@@ -172,12 +172,12 @@ impl Session {
 
     async fn look_up(&self, (tablespace, database, number): (u32, Option<u32>, u32)) -> Result<Option<String>> {
         let name = format!("SELECT pg_catalog.pg_filenode_relation({tablespace}, {number})");
-        let options = self.options.clone().in_any_database();
+        let options = self.options.clone().with_default_database("postgres");
         let Some(oid) = database else { return value(&options, &name).await };
         let of = format!("SELECT datname FROM pg_catalog.pg_database WHERE oid OPERATOR(pg_catalog.=) {oid}");
         let Some(database) = value(&options, &of).await? else { return Ok(None) };
         // Names are those of one database, and a connection is to one.
-        let found = value(&options.in_database(&database), &name).await?;
+        let found = value(&options.with_database(&database), &name).await?;
         Ok(found.map(|name| format!("{name} in the database {database}")))
     }
 
