@@ -21,6 +21,7 @@ pub mod passphrase;
 #[cfg(feature = "pkcs11")]
 pub mod pkcs11;
 pub mod policy;
+mod signing;
 
 /// What a data key is for. Recipients whose kind can do so bind their wraps to it, so that whoever may use a key of a key service or an HSM
 /// can be held to one target there. It is the same in every repository: a copy opens as the original does.
