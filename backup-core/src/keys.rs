@@ -211,6 +211,14 @@ pub(crate) fn no_recipient() -> Error {
         .with_hint("name one with --recipient or BACKUP_RECIPIENTS, or run 'backup init' to make a key")
 }
 
+const NO_IDENTITY: &str = "no identity was given to decrypt with";
+const NONE_OPENS: &str = "none of the given identities can open this backup";
+
+/// Whether that was for others, and not that somebody here failed to unwrap it: a key service that denies, a wrong PIN.
+pub(crate) fn is_for_others(error: &Error) -> bool {
+    error.kind() == ErrorKind::Key && [NO_IDENTITY, NONE_OPENS].contains(&error.to_string().as_str())
+}
+
 /// The error of a key that nobody here can unwrap; it names those who could.
 pub(crate) fn none_opens(wraps: &[Wrap], no_identity: bool) -> Error {
     let mut who: Vec<String> = Vec::new();
@@ -224,11 +232,7 @@ pub(crate) fn none_opens(wraps: &[Wrap], no_identity: bool) -> Error {
             who.push(name);
         }
     }
-    let message = if no_identity {
-        "no identity was given to decrypt with"
-    } else {
-        "none of the given identities can open this backup"
-    };
+    let message = if no_identity { NO_IDENTITY } else { NONE_OPENS };
     Error::new(ErrorKind::Key, Stage::Keys, message).with_hint(format!(
         "it was encrypted to: {}; any one of them opens it: --identity-file for age, --identity for others",
         who.join(", ")

@@ -11,7 +11,7 @@ use super::layout::{KeyPath, RewrapName, TargetName};
 use crate::encrypt::DataKey;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{FormatError, Purpose, REWRAP_LEN_MAX, Rewrap};
-use crate::keys::{EncryptionContext, Identity, Wrap, none_opens, unwrap_any};
+use crate::keys::{EncryptionContext, Identity, Wrap, is_for_others, none_opens, unwrap_any};
 
 /// How many rewraps of one data key are looked at, the newest first. One a year is usual; who can write to the repository can put any number
 /// there, and each can ask for a slow passphrase or for a call to a key service.
@@ -34,7 +34,7 @@ impl Wanted<'_> {
 /// The data key, from what was wrapped again after `failure`: that the wraps in the header, which are `tried`, do not open.
 ///
 /// # Errors
-/// `failure`, when there is nothing else. When it is that of a missing identity, it names all for whom the key was wrapped since; and where that
+/// `failure`, when there is nothing else. When it is that nobody here is among the recipients, it names all for whom the key was wrapped since; and where that
 /// cannot be found out, the error of the store. Cancel safe.
 pub(crate) async fn open_rewrapped(
     repository: &Repository,
@@ -76,7 +76,7 @@ pub(crate) async fn open_rewrapped(
             Err(e) => tracing::debug!(error = e.in_one_line(), "a rewrap does not open"),
         }
     }
-    if !no_key {
+    if !is_for_others(&failure) {
         return Err(failure);
     }
     let error = none_opens(&for_whom, identities.is_empty());
