@@ -82,7 +82,7 @@ Exit codes:
   0  done                          10  not found
   1  failed                        11  storage unavailable or failing
   2  usage or configuration        12  no key, or a wrong one
-  3  done, with warnings           13  stored data is damaged
+  3  done, with warnings           13  stored data is damaged, or not trusted
                                   130  interrupted";
 
 /// Flags that every command takes.
@@ -108,6 +108,14 @@ pub(crate) struct Globals {
     /// Shell command that prints the passphrase [env: BACKUP_PASSPHRASE_COMMAND]
     #[arg(long, global = true, value_name = "COMMAND", hide_short_help = true)]
     pub(crate) passphrase_command: Option<String>,
+
+    /// File with the key to sign with what is written [env: BACKUP_SIGNING_KEY_FILE]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath, hide_short_help = true)]
+    pub(crate) signing_key_file: Option<PathBuf>,
+
+    /// Believe only what this signer wrote, ed25519:…; repeatable [env: BACKUP_TRUSTED_SIGNERS, comma separated]
+    #[arg(long, global = true, value_name = "KEY", hide_short_help = true)]
+    pub(crate) trusted_signer: Vec<String>,
 
     /// The most memory to use for data, such as 64MiB [env: BACKUP_MEMORY]
     #[arg(long, global = true, value_name = "SIZE", hide_short_help = true, value_parser = byte_size, allow_negative_numbers = true)]

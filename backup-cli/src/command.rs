@@ -4,7 +4,7 @@ use std::future::Future;
 
 use backup_core::pipeline::{Limits, Warnings};
 use backup_core::postgres::conninfo::ConnInfo;
-use backup_core::repository::{Location, Repository, S3Options};
+use backup_core::repository::{Found, Location, Repository, S3Options};
 use backup_core::source::command::LineCallback;
 use backup_core::source::{DirectoryWarning, WarningCallback};
 use backup_core::{Error, Result, Stage};
@@ -14,6 +14,7 @@ use crate::args::Command;
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::output::{Output, ProgressStyle};
+use crate::signing;
 
 pub(crate) mod config;
 mod describe;
@@ -54,7 +55,7 @@ async fn or_cancelled<T>(app: &App, work: impl Future<Output = Result<T>>) -> Re
     }
 }
 
-/// Where the repository is.
+/// Where the repository is, and who is believed there.
 fn location(config: &Config) -> Result<Location> {
     let options = S3Options {
         endpoint: config.s3.endpoint.as_ref().map(|s| s.value.clone()),
@@ -66,7 +67,17 @@ fn location(config: &Config) -> Result<Location> {
         return Err(Error::config("a repository in memory would be gone with this command")
             .with_hint("use a path, file:// or s3://"));
     }
-    Ok(address.parse::<Location>()?.with_s3_options(options))
+    Ok(address.parse::<Location>()?.with_s3_options(options).trusting(signing::trusted_signers(config)?))
+}
+
+/// The backup that a person means, and whether others had to be passed over for it, which is told.
+pub(crate) async fn resolve(app: &App, repository: &Repository, reference: &str) -> Result<(Found, bool)> {
+    let found = repository.resolve(reference).await?;
+    for why in &found.passed_over {
+        app.output.warning(format!("passed over: {why}"));
+    }
+    let passed_over = !found.passed_over.is_empty();
+    Ok((found, passed_over))
 }
 
 /// The database that `flag` names. To libpq an empty text is the default database; here it was most likely an unset variable.

@@ -92,6 +92,9 @@ pub(crate) struct Config {
     /// With [`Origin::Default`], the one file where `init` makes a key: it need not exist.
     pub(crate) identity_files: Option<Setting<Vec<PathBuf>>>,
     pub(crate) passphrase: Option<Setting<PassphraseFrom>>,
+    pub(crate) signing_key_file: Option<Setting<PathBuf>>,
+    /// Whose objects are believed; everybody's unless set.
+    pub(crate) trusted_signers: Option<Setting<Vec<String>>>,
     pub(crate) memory: Option<Setting<ByteSize>>,
     pub(crate) workers: Option<Setting<NonZeroUsize>>,
     pub(crate) encoding: Encoding,
@@ -165,6 +168,13 @@ impl Config {
             )?,
             identity_files: layers.identity_files(globals)?,
             passphrase: layers.passphrase(globals)?,
+            signing_key_file: layers.signing_key_file(globals)?,
+            trusted_signers: layers.pick(
+                &Names { flag: "--trusted-signer", env: &["BACKUP_TRUSTED_SIGNERS"] },
+                Some(globals.trusted_signer.clone()).filter(|signers| !signers.is_empty()),
+                |v| Ok(v.split(',').map(|r| r.trim().to_owned()).filter(|r| !r.is_empty()).collect()),
+                |f| f.values.trusted_signers.as_ref(),
+            )?,
             memory: layers.pick(
                 &Names { flag: "--memory", env: &["BACKUP_MEMORY"] },
                 globals.memory,
@@ -385,6 +395,16 @@ impl Layers<'_> {
                 Ok(default.map(|path| Setting { value: vec![path], origin: Origin::Default }))
             }
         }
+    }
+
+    fn signing_key_file(&self, globals: &Globals) -> Result<Option<Setting<PathBuf>>> {
+        let names = Names { flag: "--signing-key-file", env: &["BACKUP_SIGNING_KEY_FILE"] };
+        let flag = globals.signing_key_file.clone();
+        let mut picked = self.pick(&names, flag, path, |f| f.values.signing_key_file.as_ref())?;
+        if let (Some(Setting { value, origin: Origin::File { .. } }), Some(file)) = (&mut picked, self.file) {
+            *value = file.resolve(value);
+        }
+        Ok(picked)
     }
 
     /// A file and a command can both be named, on different layers: the higher layer wins.

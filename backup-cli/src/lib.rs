@@ -32,6 +32,7 @@ mod output;
 mod progress;
 mod report;
 mod runtime;
+mod signing;
 mod small_file;
 mod stdio;
 mod style;

@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result, Stage};
 pub mod age;
 pub mod passphrase;
 pub mod policy;
+mod signing;
 
 /// A data key wrapped for one recipient, as it stands in a volume header.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

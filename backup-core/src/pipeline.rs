@@ -37,6 +37,7 @@ pub(crate) use session::DETAILS;
 
 use crate::clock::{Clock, SystemClock};
 use crate::compress::{Compression, Content, LEVEL_MAX, LEVEL_MIN};
+use crate::encrypt::signature::SigningKey;
 use crate::encrypt::{DataKey, Suite};
 use crate::error::{Error, Result, Stage};
 use crate::format::{Kind, Manifest, WRAPS_MAX};
@@ -73,6 +74,7 @@ pub struct Backup {
     target: TargetName,
     kind: Kind,
     recipients: Vec<Arc<dyn Recipient>>,
+    signing_key: Option<SigningKey>,
     lanes: Vec<LaneRun>,
     /// Names of streams that are known before anything is read.
     names: Vec<StreamName>,
@@ -96,6 +98,7 @@ impl Backup {
             target,
             kind: Kind::Stream,
             recipients: Vec::new(),
+            signing_key: None,
             lanes: Vec::new(),
             names: Vec::new(),
             details: serde_json::Value::Null,
@@ -125,6 +128,12 @@ impl Backup {
     /// Adds several recipients.
     pub fn recipients(mut self, recipients: impl IntoIterator<Item = Arc<dyn Recipient>>) -> Self {
         self.recipients.extend(recipients);
+        self
+    }
+
+    /// Signs volumes and manifest, so that readers who trust only some signers take the backup for what it is. Nothing is signed unless set.
+    pub fn sign_with(mut self, key: SigningKey) -> Self {
+        self.signing_key = Some(key);
         self
     }
 
@@ -228,6 +237,7 @@ impl Backup {
                 repository: self.repository,
                 data_key,
                 wraps,
+                signing_key: self.signing_key,
                 suite: self.suite,
                 compression: self.compression,
                 content: if self.kind == Kind::BaseBackup { Content::Pages } else { Content::Any },

@@ -16,6 +16,7 @@ pub mod rewrap;
 pub(crate) mod rewraps;
 mod s3;
 mod sealed;
+mod trust;
 pub mod verify;
 
 use std::fmt;
@@ -27,6 +28,7 @@ use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
 use crate::clock::{Clock, SystemClock};
+use crate::encrypt::signature::Signer;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use document::Document;
 use location::Connection;
@@ -37,6 +39,7 @@ pub use failure::storage_error;
 pub use location::{LOCAL_PART_BYTES, Location, REMOTE_PART_BYTES};
 pub(crate) use put::is_taken;
 pub use s3::S3Options;
+pub use trust::is_untrusted;
 
 /// An open repository. Cheap to clone.
 #[derive(Clone)]
@@ -47,6 +50,7 @@ pub struct Repository {
     part_bytes: usize,
     conditional_put: bool,
     publishes_once: bool,
+    trusted: Arc<[Signer]>,
 }
 
 /// What [`Repository::init`] found or did.
@@ -114,6 +118,7 @@ impl Repository {
             part_bytes: connection.part_bytes,
             conditional_put: document.conditional_put(),
             publishes_once: connection.publishes_once,
+            trusted: location.trusted().into(),
         }
     }
 

@@ -28,7 +28,7 @@ pub use writer::WriterSink;
 
 use crate::encrypt::DataKey;
 use crate::error::{Error, ErrorKind, Result, Stage};
-use crate::format::{FormatError, MANIFEST_LEN_MAX, Manifest, Purpose, VolumeEntry};
+use crate::format::{FormatError, Manifest, Purpose, VolumeEntry};
 use crate::keys::{Identity, Wrap, unwrap_any};
 use crate::pipeline::{ComputePool, Counters, DETAILS, Limits, Progress};
 use crate::repository::layout::BackupPath;
@@ -50,13 +50,12 @@ pub struct OpenBackup(Arc<Context>);
 impl OpenBackup {
     /// Reads the manifest, finds an identity that opens the backup, and checks the manifest with it.
     ///
-    /// Errors: `NotFound` when there is no such backup, `Key` when no identity opens it, `Integrity` when manifest or headers are damaged,
+    /// Errors: `NotFound` when there is no such backup, `Key` when no identity opens it, `Integrity` when manifest or headers are damaged, or
+    /// nobody [trusted](Repository::trusting) signed the manifest,
     /// `Config` when the manifest needs a newer release.
     /// Cancel safe.
     pub async fn open(repository: &Repository, path: &BackupPath, identities: &[Arc<dyn Identity>]) -> Result<Self> {
-        let Some(bytes) = repository.read_small(&path.manifest(), MANIFEST_LEN_MAX).await? else {
-            return Err(no_backup(path));
-        };
+        let Some(bytes) = repository.read_manifest(path).await? else { return Err(no_backup(path)) };
         let opened = async {
             let claimed = Manifest::decode(&bytes)?;
             let data_key = match unlock(repository, path, &claimed, identities).await {

@@ -16,6 +16,7 @@ mod restore_cluster;
 mod rotation;
 mod s3;
 mod secrecy;
+mod signatures;
 mod streams;
 mod wal;
 mod wire;

@@ -28,9 +28,10 @@ pub(crate) struct KeyArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeyAction {
-    /// Make an identity file, and print its public key
+    /// Make an identity file or a signing key, and print its public key
     #[command(
-        after_help = "The file is new, and for its owner alone. Keep a copy of it elsewhere, and not in the repository."
+        after_help = "The file is new, and for its owner alone. Keep a copy of an identity elsewhere, and not in the repository. A signing key \
+needs no copy: a new one does as well, once readers trust it."
     )]
     Generate(GenerateKeyArgs),
 
@@ -64,9 +65,13 @@ another key of today. Then the identity can be destroyed, as far as this reposit
 
 #[derive(Debug, Args)]
 pub(crate) struct GenerateKeyArgs {
-    /// Where to put the identity; must not exist
+    /// Where to put the key; must not exist
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) file: PathBuf,
+
+    /// Make a key to sign with, not one to open backups with
+    #[arg(long)]
+    pub(crate) signing: bool,
 }
 
 #[derive(Debug, Args)]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use backup_core::Result;
+use backup_core::encrypt::signature::Signer;
 use backup_core::keys::age::AgeRecipient;
 use clap::ValueEnum;
 use serde::Serialize;
@@ -11,7 +12,7 @@ use crate::args::ConfigAction;
 use crate::config::{Config, Origin, PassphraseFrom, Setting};
 use crate::exit::Exit;
 use crate::output::table;
-use crate::{App, keys};
+use crate::{App, keys, signing};
 
 use super::describe::time;
 use super::location;
@@ -50,6 +51,7 @@ async fn check(app: &App) -> Result<Exit> {
     keys::configured_recipients(&app.config)?;
     keys::policy_recipients(&app.config)?;
     keys::age_identities(&app.config)?;
+    signing::signing_key(&app.config)?;
     keys::check_passphrase_file(&app.config).await?;
     app.config.targets.iter().try_for_each(|target| target.input.check())?;
     app.output.note("the configuration is sound");
@@ -116,6 +118,11 @@ fn entries(config: &Config) -> Vec<Entry> {
         entry("identity_files", config.identity_files.as_ref(), files),
         plain("passphrase_file", file.as_ref()),
         plain("passphrase_command", command.as_ref()),
+        entry("signing_key_file", config.signing_key_file.as_ref(), |path| path.display().to_string()),
+        entry("trusted_signers", config.trusted_signers.as_ref(), |signers| {
+            signers.iter().map(|signer| self::signer(signer)).collect::<Vec<_>>().join(", ")
+        })
+        .or("everybody"),
         plain("memory", config.memory.as_ref()).or("what suits the repository and the level"),
         plain("workers", config.workers.as_ref()).or("one for each core, at most 4"),
         plain("level", Some(&config.encoding.level)),
@@ -159,6 +166,10 @@ fn program(command: &str) -> String {
 /// What is no recipient may be a secret key that was pasted here by mistake.
 fn recipient(text: &str) -> String {
     text.parse::<AgeRecipient>().map_or_else(|_| "(not a recipient)".to_owned(), |recipient| recipient.to_string())
+}
+
+fn signer(text: &str) -> String {
+    text.parse::<Signer>().map_or_else(|_| "(not a signer)".to_owned(), |signer| signer.to_string())
 }
 
 fn value_name<T: ValueEnum>(value: &T) -> String {

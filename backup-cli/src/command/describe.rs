@@ -1,5 +1,6 @@
 //! What `list`, `show` and `restore` say about a backup.
 
+use backup_core::encrypt::signature::Signer;
 use backup_core::format::{ClusterEntry, Condition, Kind, Manifest, RecipientName, StreamEntry};
 use serde::Serialize;
 use serde_json::Value;
@@ -18,6 +19,7 @@ pub(crate) struct BackupDocument {
     stored_bytes: u64,
     data_key: String,
     recipients: Vec<RecipientName>,
+    signer: Option<Signer>,
     /// Only of a base backup.
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster: Option<ClusterEntry>,
@@ -35,7 +37,7 @@ struct StreamDocument {
 }
 
 impl BackupDocument {
-    pub(crate) fn new(manifest: &Manifest) -> Self {
+    pub(crate) fn new(manifest: &Manifest, signer: Option<Signer>) -> Self {
         let stream = |s: &StreamEntry| StreamDocument {
             name: s.name.clone(),
             bytes: s.bytes,
@@ -54,6 +56,7 @@ impl BackupDocument {
             stored_bytes: manifest.stored_bytes(),
             data_key: manifest.data_key.clone(),
             recipients: manifest.recipients.clone(),
+            signer,
             cluster: manifest.cluster.clone(),
             requires: manifest.requires.clone(),
             streams: manifest.streams.iter().map(stream).collect(),

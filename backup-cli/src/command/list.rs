@@ -1,9 +1,8 @@
 //! `backup list`.
 
 use backup_core::format::Manifest;
-use backup_core::repository::Listed;
-use backup_core::repository::Repository;
 use backup_core::repository::layout::{BackupPath, TargetName};
+use backup_core::repository::{Found, Listed, Repository};
 use backup_core::{Error, ErrorKind, Result, Stage};
 use futures::TryStreamExt;
 use serde::Serialize;
@@ -57,9 +56,13 @@ pub(crate) async fn run(app: &App, args: &ListArgs) -> Result<Exit> {
     let target: Option<TargetName> = args.target.as_deref().map(str::parse).transpose()?;
     let repository = Repository::open(&location(&app.config)?).await?;
     let unreadable = if args.json {
-        json(app, &repository, read(&repository, target.as_ref(), BackupDocument::new).await?)
+        json(
+            app,
+            &repository,
+            read(&repository, target.as_ref(), |found| BackupDocument::new(&found.manifest, found.signer)).await?,
+        )
     } else {
-        table(app, &repository, read(&repository, target.as_ref(), row).await?)
+        table(app, &repository, read(&repository, target.as_ref(), |found| row(&found.manifest)).await?)
     }?;
     Ok(if unreadable == 0 { Exit::Done } else { Exit::Warnings })
 }
@@ -105,13 +108,13 @@ fn table(app: &App, repository: &Repository, listing: Listing<Vec<String>>) -> R
 async fn read<T>(
     repository: &Repository,
     target: Option<&TargetName>,
-    keep: impl Fn(&Manifest) -> T,
+    keep: impl Fn(&Found) -> T,
 ) -> Result<Listing<T>> {
     let mut listing = Listing { backups: vec![], unreadable: vec![], unreadable_targets: vec![], unfinished: vec![] };
     let mut items = repository.list(target);
     while let Some(item) = items.try_next().await? {
         match item {
-            Listed::Backup(found) => listing.backups.push(keep(&found.manifest)),
+            Listed::Backup(found) => listing.backups.push(keep(&found)),
             Listed::Unfinished(path) => listing.unfinished.push(path),
             Listed::UnreadableTarget(target, error) => listing
                 .unreadable_targets

@@ -19,7 +19,7 @@ use crate::progress::{self, Shown, rate};
 use crate::{App, keys, stdio};
 
 use super::describe::data_streams;
-use super::{conninfo, limits, location, or_cancelled, stderr_lines, told};
+use super::{conninfo, limits, location, or_cancelled, resolve, stderr_lines, told};
 
 mod cluster;
 mod recovery;
@@ -34,6 +34,8 @@ struct Prepared {
     manifest: Manifest,
     /// What the sink leaves out.
     warnings: Warnings,
+    /// Whether newer backups are not trusted.
+    passed_over: bool,
 }
 
 pub(crate) async fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
@@ -53,7 +55,7 @@ pub(crate) async fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
     if let Some(wanted) = or_cancelled(app, cluster::wanted(app, args)).await? {
         return cluster::run(app, args, wanted, begun).await;
     }
-    let Prepared { restore, sink, manifest, bytes_total, place, warnings } =
+    let Prepared { restore, sink, manifest, bytes_total, place, warnings, passed_over } =
         or_cancelled(app, prepare(app, args, database)).await?;
     let handle = restore.into_boxed(sink);
     let counters = handle.counters();
@@ -70,14 +72,14 @@ pub(crate) async fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
         elapsed.as_secs_f64(),
         rate(restored, elapsed),
     ));
-    Ok(if left_out > 0 { Exit::Warnings } else { Exit::Done })
+    Ok(if left_out > 0 || passed_over { Exit::Warnings } else { Exit::Done })
 }
 
 async fn prepare(app: &App, args: &RestoreArgs, database: Option<ConnInfo>) -> Result<Prepared> {
     let identities = keys::identities(&app.config).await?;
     let repository = Repository::open(&location(&app.config)?).await?;
     let limits = limits(&app.config, &repository)?;
-    let found = repository.resolve(&args.reference).await?;
+    let (found, passed_over) = resolve(app, &repository, &args.reference).await?;
     let backup = OpenBackup::open(&repository, &found.path, &identities).await?;
     let manifest = backup.manifest();
     let stream = match &args.stream {
@@ -91,7 +93,7 @@ async fn prepare(app: &App, args: &RestoreArgs, database: Option<ConnInfo>) -> R
     let warnings = Warnings::default();
     let (sink, place) = sink(app, args, database, manifest, stream, &warnings).await?;
     let bytes_total = manifest.stream(stream).map_or(0, |s| s.bytes);
-    Ok(Prepared { restore, sink, place, bytes_total, manifest: manifest.clone(), warnings })
+    Ok(Prepared { restore, sink, place, bytes_total, manifest: manifest.clone(), warnings, passed_over })
 }
 
 /// Reads the details: small, and not needed to restore; but damage to them should show now, before anything is written, and not when

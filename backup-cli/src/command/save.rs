@@ -15,7 +15,7 @@ use crate::exit::Exit;
 use crate::input::Input;
 use crate::output::{Output, bytes, write_stdout};
 use crate::progress::{self, Shown, rate};
-use crate::{App, keys};
+use crate::{App, keys, signing};
 
 use super::describe::data_bytes;
 use super::{limits, location, or_cancelled};
@@ -50,10 +50,11 @@ pub(super) async fn back_up(app: &App, target: &TargetName, input: &Input) -> Re
 async fn prepare(app: &App, target: &TargetName, input: &Input) -> Result<Backup> {
     let location = location(&app.config)?;
     let recipients = keys::Recipients::load(&app.config).await?.at(app.clock.now())?;
+    let signing_key = signing::signing_key(&app.config)?;
     let repository = Repository::open(&location).await?;
     let limits = limits(&app.config, &repository)?;
     let findings = Findings::default();
-    let backup = Backup::new(repository, target.clone())
+    let mut backup = Backup::new(repository, target.clone())
         .recipients(recipients)
         .compression(app.config.encoding.compression())
         .suite(app.config.encoding.suite())
@@ -61,6 +62,9 @@ async fn prepare(app: &App, target: &TargetName, input: &Input) -> Result<Backup
         .findings(findings.clone())
         .clock(Arc::clone(&app.clock))
         .cancel_on(&app.cancel);
+    if let Some(key) = signing_key {
+        backup = backup.sign_with(key);
+    }
     input.add_to(app, target, backup, &findings).await
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use backup_core::encrypt::signature::Signer;
 use backup_core::format::{Manifest, RecipientName};
 use backup_core::repository::census::rewrapped_for;
 use backup_core::repository::{Found, Repository};
@@ -16,7 +17,7 @@ use crate::output::{bytes, table};
 use crate::{App, keys, report};
 
 use super::describe::{BackupDocument, data_bytes, stored_bytes, time, word};
-use super::location;
+use super::{location, resolve};
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
@@ -32,8 +33,9 @@ struct Document<'a> {
 
 pub(crate) async fn run(app: &App, args: &ShowArgs) -> Result<Exit> {
     let repository = Repository::open(&location(&app.config)?).await?;
-    let found = repository.resolve(&args.reference).await?;
+    let (found, passed_over) = resolve(app, &repository, &args.reference).await?;
     let (opened, mut exit) = match open(app, &repository, &found).await {
+        Ok(opened) if passed_over => (opened, Exit::Warnings),
         Ok(opened) => (opened, Exit::Done),
         // There is a key, and it does not do: worth knowing, and no reason to show nothing.
         Err(e) if e.kind() == ErrorKind::Key => {
@@ -57,13 +59,13 @@ pub(crate) async fn run(app: &App, args: &ShowArgs) -> Result<Exit> {
     if args.json {
         app.output.json(&Document {
             repository: repository.name(),
-            backup: BackupDocument::new(manifest),
+            backup: BackupDocument::new(manifest, found.signer),
             rewrapped_for: rewrapped,
             authenticated: opened.is_some(),
             details,
         })?;
     } else {
-        app.output.data(&text(manifest, &rewrapped, details.as_ref()))?;
+        app.output.data(&text(manifest, found.signer, &rewrapped, details.as_ref()))?;
     }
     Ok(exit)
 }
@@ -77,7 +79,12 @@ async fn open(app: &App, repository: &Repository, found: &Found) -> Result<Optio
     OpenBackup::open(repository, &found.path, &identities).await.map(Some)
 }
 
-fn text(manifest: &Manifest, rewrapped: &BTreeSet<RecipientName>, details: Option<&Value>) -> String {
+fn text(
+    manifest: &Manifest,
+    signer: Option<Signer>,
+    rewrapped: &BTreeSet<RecipientName>,
+    details: Option<&Value>,
+) -> String {
     let name = |r: &RecipientName| format!("{} {}", r.kind, r.recipient);
     let recipients: Vec<String> = manifest.recipients.iter().map(name).collect();
     let mut facts = vec![
@@ -106,6 +113,7 @@ fn text(manifest: &Manifest, rewrapped: &BTreeSet<RecipientName>, details: Optio
     if !manifest.requires.is_empty() {
         facts.push(("requires", manifest.requires.join(", ")));
     }
+    facts.push(("signed by", signer.map_or_else(|| "nobody".to_owned(), |signer| signer.to_string())));
     facts.push(match details {
         Some(_) => ("manifest", "authentic".to_owned()),
         None => ("manifest", "not checked: no key at hand opens it".to_owned()),

@@ -15,7 +15,7 @@ use crate::progress::{self, Shown};
 use crate::report::{self, plain};
 use crate::{App, keys};
 
-use super::{limits, location, or_cancelled};
+use super::{limits, location, or_cancelled, resolve};
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
@@ -64,11 +64,13 @@ struct Work {
     /// Backups whose manifest cannot be read, of which all is known already.
     outcomes: Vec<Outcome>,
     unreadable_targets: Vec<UnreadableTarget>,
+    /// Whether newer ones are not trusted.
+    passed_over: bool,
 }
 
 pub(crate) async fn run(app: &App, args: &VerifyArgs) -> Result<Exit> {
     let repository = or_cancelled(app, async { Repository::open(&location(&app.config)?).await }).await?;
-    let work = or_cancelled(app, work(&repository, args)).await?;
+    let work = or_cancelled(app, work(app, &repository, args)).await?;
     let mut outcomes = work.outcomes;
     let counters = Counters::default();
     let shown = || {
@@ -81,7 +83,7 @@ pub(crate) async fn run(app: &App, args: &VerifyArgs) -> Result<Exit> {
         app.output.warning(format!("'{target}' cannot be listed, so none of its backups was verified: {error}"));
     }
     let verdict = match verdict(&repository, args, &outcomes) {
-        Ok(Exit::Done) if !work.unreadable_targets.is_empty() => Ok(Exit::Warnings),
+        Ok(Exit::Done) if work.passed_over || !work.unreadable_targets.is_empty() => Ok(Exit::Warnings),
         verdict => verdict,
     };
     if args.json {
@@ -116,10 +118,12 @@ fn verdict(repository: &Repository, args: &VerifyArgs, outcomes: &[Outcome]) -> 
     Err(Error::new(kind, Stage::Fetch, format!("{} of {all} backups could not be verified", kinds.len())))
 }
 
-async fn work(repository: &Repository, args: &VerifyArgs) -> Result<Work> {
+async fn work(app: &App, repository: &Repository, args: &VerifyArgs) -> Result<Work> {
     let mut work = Work::default();
     if !args.all {
-        work.add(repository.resolve(&args.reference).await?);
+        let (found, passed_over) = resolve(app, repository, &args.reference).await?;
+        work.add(found);
+        work.passed_over = passed_over;
         return Ok(work);
     }
     let mut items = repository.list(None);

@@ -18,6 +18,7 @@ use crate::config::{Config, Origin};
 use crate::exit::Exit;
 use crate::input::Input;
 use crate::keys::Recipients;
+use crate::signing;
 
 use super::or_cancelled;
 
@@ -50,6 +51,7 @@ async fn archiver_options(app: &App) -> Result<(Epochs, ArchiverOptions)> {
     let epochs = Epochs::chosen_by(move || chosen.at(clock.now()))?;
     let mut options = ArchiverOptions::default();
     options.clock = Arc::clone(&app.clock);
+    options.signing_key = signing::signing_key(&app.config)?;
     options.compression = compression(&app.config, options.compression);
     options.suite = app.config.encoding.suite();
     if let Some(workers) = &app.config.workers {

@@ -38,6 +38,8 @@ pub(crate) struct Values {
     pub(crate) identity_files: Option<Spanned<Vec<PathBuf>>>,
     pub(crate) passphrase_file: Option<Spanned<PathBuf>>,
     pub(crate) passphrase_command: Option<Spanned<String>>,
+    pub(crate) signing_key_file: Option<Spanned<PathBuf>>,
+    pub(crate) trusted_signers: Option<Spanned<Vec<String>>>,
     pub(crate) memory: Option<Spanned<ByteSize>>,
     pub(crate) workers: Option<Spanned<NonZeroUsize>>,
     pub(crate) level: Option<Spanned<i32>>,

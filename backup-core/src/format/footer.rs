@@ -2,7 +2,7 @@
 
 use super::{FormatError, SeekTable, WORD_LEN};
 use crate::encrypt::TAG_LEN;
-use crate::encrypt::signature::{self, SIGNATURE_LEN, SIGNER_LEN};
+use crate::encrypt::signature::{self, SIGNATURE_LEN, SIGNER_LEN, Signer, SigningKey};
 
 /// Length of a footer in bytes.
 pub const FOOTER_LEN: usize = 152;
@@ -34,6 +34,19 @@ impl Footer {
     pub fn unsigned(index_offset: u64, chunks: u64, digest: [u8; 32]) -> Self {
         let (signature, signer) = UNSIGNED;
         Self { index_offset, chunks, digest, signature, signer }
+    }
+
+    /// The same footer, signed.
+    #[must_use]
+    pub fn signed(mut self, key: &SigningKey) -> Self {
+        self.signer = *key.signer().as_bytes();
+        self.signature = key.sign(SIGNATURE_DOMAIN, &self.encode()[..SIGNATURE_OFFSET]);
+        self
+    }
+
+    /// Who signed it; `None` when nobody did.
+    pub fn signed_by(&self) -> Option<Signer> {
+        Signer::from_bytes(self.signer)
     }
 
     /// `index_offset u64 LE | chunks u64 LE | digest | signature | signer | magic`.
@@ -95,8 +108,6 @@ impl Footer {
 
 #[cfg(test)]
 mod tests {
-    use ring::signature::{Ed25519KeyPair, KeyPair};
-
     use super::*;
 
     /// Lengths of objects of seven chunks whose index begins at 1000.
@@ -121,23 +132,18 @@ mod tests {
 
     #[test]
     fn a_signature_is_one_over_the_rest_or_none() {
-        let key = Ed25519KeyPair::from_seed_unchecked(&[3; 32]).unwrap();
-        let sign = |message: &[u8]| Footer {
-            signature: key.sign(message).as_ref().try_into().unwrap(),
-            signer: key.public_key().as_ref().try_into().unwrap(),
-            ..Footer::unsigned(1000, 7, [9; 32])
-        };
-        let unsigned = Footer::unsigned(1000, 7, [9; 32]).encode();
-        let signed = sign(&[SIGNATURE_DOMAIN, &unsigned[..48]].concat());
+        let key = SigningKey::generate();
+        let unsigned = Footer::unsigned(1000, 7, [9; 32]);
+        let signed = unsigned.clone().signed(&key);
         assert_eq!(Footer::decode(&signed.encode(), WITH_TABLE), Ok(signed.clone()));
+        assert_eq!((signed.signed_by(), Footer::unsigned(1000, 7, [9; 32]).signed_by()), (Some(key.signer()), None));
         for at in 0..FOOTER_LEN {
             let mut bytes = signed.encode();
             bytes[at] ^= 1;
             assert!(Footer::decode(&bytes, WITH_TABLE).is_err(), "byte {at}");
         }
-        assert!(
-            Footer::decode(&sign(&unsigned[..48]).encode(), WITH_TABLE).is_err(),
-            "a signature made for another purpose"
-        );
+        let signature = key.sign(b"another purpose", &unsigned.encode()[..48]);
+        let elsewhere = Footer { signature, ..signed };
+        assert!(Footer::decode(&elsewhere.encode(), WITH_TABLE).is_err());
     }
 }

@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{FormatError, VOLUME_CHUNKS_MAX, json};
-use crate::encrypt::{DataKey, mac, signature};
+use crate::encrypt::signature::{self, Signer, SigningKey};
+use crate::encrypt::{DataKey, mac};
 use crate::postgres::wal::{Lsn, SegmentSize, SystemIdentifier, Timeline};
 
 /// The longest manifest in bytes.
@@ -157,14 +158,21 @@ struct Proof {
 }
 
 impl Manifest {
-    /// Both lines, as stored.
+    /// Both lines, as stored, without a signature.
     pub fn encode(&self, data_key: &DataKey) -> Result<Vec<u8>, FormatError> {
+        self.encode_signed(data_key, None)
+    }
+
+    /// Both lines, as stored.
+    pub fn encode_signed(&self, data_key: &DataKey, key: Option<&SigningKey>) -> Result<Vec<u8>, FormatError> {
         self.check()?;
         let malformed = |e: serde_json::Error| FormatError::Malformed { what: "manifest", reason: e.to_string() };
         let mut out = serde_json::to_vec(self).map_err(malformed)?;
         let mac = mac::MANIFEST.mac(data_key, &out).to_vec();
+        let signature = key.map(|key| BASE64.encode(&key.sign(SIGNATURE_DOMAIN, &out)));
+        let signer = key.map(|key| BASE64.encode(key.signer().as_bytes()));
         out.push(b'\n');
-        let proof = Proof { mac, signature: None, signer: None };
+        let proof = Proof { mac, signature, signer };
         serde_json::to_writer(&mut out, &proof).map_err(malformed)?;
         out.push(b'\n');
         check_len(&out)?;
@@ -174,6 +182,12 @@ impl Manifest {
     /// Reads a manifest without a key: what it says is not proved.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         Self::split(bytes).and_then(|(document, _)| Self::decode_document(document))
+    }
+
+    /// Who signed a manifest; `None` when nobody did. The signature is checked, and nothing of the document is read.
+    pub fn signed_by(bytes: &[u8]) -> Result<Option<Signer>, FormatError> {
+        let (_, proof) = Self::split(bytes)?;
+        Ok(proof.signer.as_ref().and_then(base64_of).and_then(Signer::from_bytes))
     }
 
     /// Reads a manifest and checks its MAC.
@@ -255,17 +269,19 @@ impl Manifest {
 impl Proof {
     /// None, or one that verifies. Who signed, and whether that matters, is for the caller to ask.
     fn check_signature(&self, document: &[u8]) -> Result<(), FormatError> {
-        fn bytes<const N: usize>(text: Option<&String>) -> Option<[u8; N]> {
-            BASE64.decode(text?.as_bytes()).ok()?.try_into().ok()
-        }
         if (&self.signature, &self.signer) == (&None, &None) {
             return Ok(());
         }
-        bytes(self.signature.as_ref())
-            .zip(bytes(self.signer.as_ref()))
+        let signature = self.signature.as_ref().and_then(base64_of);
+        signature
+            .zip(self.signer.as_ref().and_then(base64_of))
             .and_then(|(signature, signer)| signature::verify(SIGNATURE_DOMAIN, document, &signature, &signer).ok())
             .ok_or(FormatError::Malformed { what: "manifest", reason: "its signature does not verify".into() })
     }
+}
+
+fn base64_of<const N: usize>(text: &String) -> Option<[u8; N]> {
+    BASE64.decode(text.as_bytes()).ok()?.try_into().ok()
 }
 
 fn check_len(bytes: &[u8]) -> Result<(), FormatError> {
@@ -289,8 +305,6 @@ fn is_plain_name(path: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use ring::signature::{Ed25519KeyPair, KeyPair};
-
     use super::*;
 
     fn manifest() -> Manifest {
@@ -387,21 +401,25 @@ mod tests {
 
     #[test]
     fn a_signature_is_one_over_the_document_or_none() {
-        let pair = Ed25519KeyPair::from_seed_unchecked(&[3; 32]).unwrap();
-        let key = DataKey::from_bytes([5; 32]);
-        let bytes = manifest().encode(&key).unwrap();
-        let document = bytes.split(|b| *b == b'\n').next().unwrap();
-        let signed = |message: &[u8], signer: &[u8]| {
-            let fields = format!(
-                ",\"signature\":\"{}\",\"signer\":\"{}\"}}\n",
-                BASE64.encode(pair.sign(message).as_ref()),
-                BASE64.encode(signer)
-            );
-            Manifest::open(&[&bytes[..bytes.len() - 2], fields.as_bytes()].concat(), &key)
+        let (data_key, key) = (DataKey::from_bytes([5; 32]), SigningKey::generate());
+        let unsigned = manifest().encode(&data_key).unwrap();
+        let signed = manifest().encode_signed(&data_key, Some(&key)).unwrap();
+        assert_eq!(Manifest::open(&signed, &data_key), Ok(manifest()));
+        assert_eq!((Manifest::signed_by(&unsigned), Manifest::signed_by(&signed)), (Ok(None), Ok(Some(key.signer()))));
+        for i in 0..signed.len() {
+            let mut changed = signed.clone();
+            changed[i] ^= 1;
+            assert!(Manifest::open(&changed, &data_key).is_err(), "byte {i}");
+        }
+        let document = unsigned.split(|b| *b == b'\n').next().unwrap();
+        let with = |signature: &[u8], signer: &[u8]| {
+            let fields =
+                format!(",\"signature\":\"{}\",\"signer\":\"{}\"}}\n", BASE64.encode(signature), BASE64.encode(signer));
+            Manifest::open(&[&unsigned[..unsigned.len() - 2], fields.as_bytes()].concat(), &data_key)
         };
-        let signer = pair.public_key().as_ref();
-        assert_eq!(signed(&[SIGNATURE_DOMAIN, document].concat(), signer), Ok(manifest()));
-        assert!(signed(document, signer).is_err());
-        assert!(signed(&[SIGNATURE_DOMAIN, document].concat(), &signer[1..]).is_err());
+        let signer = key.signer();
+        assert_eq!(with(&key.sign(SIGNATURE_DOMAIN, document), signer.as_bytes()), Ok(manifest()));
+        assert!(with(&key.sign(b"another purpose", document), signer.as_bytes()).is_err());
+        assert!(with(&key.sign(SIGNATURE_DOMAIN, document), &signer.as_bytes()[1..]).is_err());
     }
 }

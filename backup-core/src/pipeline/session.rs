@@ -117,7 +117,7 @@ impl Session {
         let manifest = self.manifest(streams, started, finished);
         self.unless_cancelled(check_presence(&context, &manifest)).await?;
         let bytes = manifest
-            .encode(&context.data_key)
+            .encode_signed(&context.data_key, context.signing_key.as_ref())
             .map_err(|e| Error::internal(Stage::Commit, "the manifest cannot be written").with_source(e))?;
         // From here on the backup may be visible: this is not cancelled any more.
         context.repository.put_once(&context.path.manifest(), bytes.into()).await.map_err(|e| e.at(Stage::Commit))?;

@@ -20,6 +20,7 @@ use super::{Counters, Event, Limits, Observer};
 use crate::chunk::{Chunk, Cutter, RECORD_HEAD};
 use crate::clock::Clock;
 use crate::compress::{Compression, Content};
+use crate::encrypt::signature::SigningKey;
 use crate::encrypt::{DataKey, SALT_LEN, Suite, VolumeKey, random, seal_record};
 use crate::error::{Error, Result, Stage};
 use crate::format::{Flag, FormatError, Header, ObjectName, Preamble, StreamEntry, VolumeEntry};
@@ -39,6 +40,7 @@ pub(super) struct Context {
     pub(super) path: BackupPath,
     pub(super) data_key: DataKey,
     pub(super) wraps: Vec<Wrap>,
+    pub(super) signing_key: Option<SigningKey>,
     pub(super) suite: Suite,
     pub(super) compression: Compression,
     pub(super) content: Content,
@@ -337,4 +339,5 @@ fn new_volume(
     let path = context.path.volume(name, index);
     let upload = ObjectUpload::new(context.repository.clone(), path, Arc::clone(&context.counters));
     VolumeWriter::new(volume_name(name, index), context.compression.codec(), key, upload, parts)
+        .signed_with(context.signing_key.as_ref())
 }

@@ -14,8 +14,9 @@ use object_store::path::Path;
 use super::Repository;
 use super::layout::{BackupId, BackupPath, TargetName, parse_volume_name};
 use super::storage_error;
+use crate::encrypt::signature::Signer;
 use crate::error::{Error, ErrorKind, Result, Stage};
-use crate::format::{FormatError, MAGIC, MANIFEST_LEN_MAX, Manifest};
+use crate::format::{FormatError, MAGIC, Manifest};
 
 /// Manifests on their way at once. They are small; what takes time is asking.
 const FETCHES: usize = 8;
@@ -59,8 +60,13 @@ pub struct Found {
     pub path: BackupPath,
     /// What its manifest says. Not proved: that takes the data key and [`Manifest::open`].
     pub manifest: Manifest,
+    /// Who signed the manifest. That the signature is theirs is proved; whether they may write here, [`Repository::trusting`] says.
+    pub signer: Option<Signer>,
     /// The manifest as stored.
     pub raw: Bytes,
+    /// Why newer ones, or others of that name, were not taken: they are signed by nobody who is trusted. Only from [`Repository::resolve`]. Whoever
+    /// asked should be told.
+    pub passed_over: Vec<String>,
 }
 
 /// One folder of a listing.
@@ -125,21 +131,18 @@ impl Repository {
     /// Reads a manifest; `None` when the backup is unfinished or does not exist.
     ///
     /// # Errors
-    /// [`ErrorKind::Integrity`] when it is damaged or answers to another name, [`ErrorKind::Config`] when it needs a newer release.
+    /// [`ErrorKind::Integrity`] when it is damaged, answers to another name or [is not trusted](super::is_untrusted), [`ErrorKind::Config`] when it needs a newer release.
     pub async fn manifest(&self, path: &BackupPath) -> Result<Option<Found>> {
-        let Some(raw) = self.read_small(&path.manifest(), MANIFEST_LEN_MAX).await? else { return Ok(None) };
-        let manifest = match Manifest::decode(&raw) {
-            Ok(manifest) => manifest,
+        let Some(raw) = self.read_manifest(path).await? else { return Ok(None) };
+        let read = Manifest::signed_by(&raw).and_then(|signer| Ok((Manifest::decode(&raw)?, signer)));
+        let (manifest, signer) = match read {
+            Ok(read) => read,
             Err(e) => return Err(unreadable(self, path, e).await),
         };
         if manifest.id != path.id.as_str() || manifest.target != path.target.as_str() {
-            return Err(Error::new(
-                ErrorKind::Integrity,
-                Stage::Catalog,
-                format!("{} belongs to another backup (offset 0)", self.address(&path.manifest())),
-            ));
+            return Err(self.moved(path, &manifest));
         }
-        Ok(Some(Found { path: path.clone(), manifest, raw }))
+        Ok(Some(Found { path: path.clone(), manifest, signer, raw, passed_over: Vec::new() }))
     }
 
     async fn look(&self, path: BackupPath) -> Result<Option<Listed>> {

@@ -15,6 +15,7 @@ use super::local::LocalStore;
 use super::s3::{self, S3Options};
 use super::storage_error;
 use crate::durable;
+use crate::encrypt::signature::Signer;
 use crate::error::{Error, ErrorKind, Result, Stage};
 
 /// The size of parts for stores that are reached over a network: small enough to hold several in memory, large enough
@@ -32,6 +33,7 @@ pub const LOCAL_PART_BYTES: usize = 1024 * 1024;
 pub struct Location {
     place: Place,
     name: String,
+    trusted: Vec<Signer>,
 }
 
 #[derive(Clone)]
@@ -61,13 +63,13 @@ impl Location {
         let path = path.as_ref();
         let path = std::path::absolute(path)
             .map_err(|e| Error::config(format!("'{}' is not a usable path", path.display())).with_source(e))?;
-        Ok(Self { name: path.display().to_string(), place: Place::Directory(path) })
+        Ok(Self { name: path.display().to_string(), place: Place::Directory(path), trusted: Vec::new() })
     }
 
     /// An object store of the caller's own, called `name` in messages. Parts are sent in `part_bytes`, such as [`REMOTE_PART_BYTES`].
     /// Wrap the store in a [`PrefixStore`] when the repository is below a prefix.
     pub fn store(store: Arc<dyn ObjectStore>, name: impl Into<String>, part_bytes: usize) -> Self {
-        Self { place: Place::Store { store, part_bytes }, name: name.into() }
+        Self { place: Place::Store { store, part_bytes }, name: name.into(), trusted: Vec::new() }
     }
 
     /// A new, empty store in memory; clones share it.
@@ -82,6 +84,17 @@ impl Location {
             *options = s3_options;
         }
         self
+    }
+
+    /// Whose manifests and WAL are believed of what is there: as [`Repository::trusting`](super::Repository::trusting), for whoever opens it.
+    #[must_use]
+    pub fn trusting(mut self, signers: impl IntoIterator<Item = Signer>) -> Self {
+        self.trusted = signers.into_iter().collect();
+        self
+    }
+
+    pub(super) fn trusted(&self) -> &[Signer] {
+        &self.trusted
     }
 
     /// The directory, when it is one.
@@ -212,7 +225,11 @@ fn parse_s3(rest: &str) -> Result<Location> {
     let prefix = Path::parse(prefix.trim_matches('/'))
         .map_err(|e| Error::config("the prefix cannot be used in a store").with_source(e).with_hint(hint))?;
     let name = if prefix.as_ref().is_empty() { format!("s3://{bucket}") } else { format!("s3://{bucket}/{prefix}") };
-    Ok(Location { place: Place::S3 { bucket: bucket.to_owned(), prefix, options: S3Options::default() }, name })
+    Ok(Location {
+        place: Place::S3 { bucket: bucket.to_owned(), prefix, options: S3Options::default() },
+        name,
+        trusted: Vec::new(),
+    })
 }
 
 impl fmt::Display for Location {

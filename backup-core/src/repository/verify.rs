@@ -13,8 +13,7 @@ use super::Repository;
 use super::layout::BackupPath;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{
-    FOOTER_LEN, Flag, Footer, MANIFEST_LEN_MAX, Manifest, ObjectName, Preamble, StreamEntry, VolumeEntry, WORD_LEN,
-    Word,
+    FOOTER_LEN, Flag, Footer, Manifest, ObjectName, Preamble, StreamEntry, VolumeEntry, WORD_LEN, Word,
 };
 use crate::keys::Identity;
 use crate::pipeline::{Counters, Limits};
@@ -53,8 +52,13 @@ pub struct Verification {
 /// could not be done, by this release for example; what it found is not an error. Cancel safe.
 pub async fn keyless(repository: &Repository, path: &BackupPath, counters: &Counters) -> Result<Verification> {
     let object = path.manifest();
-    let Some(bytes) = repository.read_small(&object, MANIFEST_LEN_MAX).await? else {
-        return Err(super::catalog::no_backup(path));
+    let bytes = match repository.read_manifest(path).await {
+        Ok(bytes) => bytes.ok_or_else(|| super::catalog::no_backup(path))?,
+        Err(e) if super::is_untrusted(&e) => {
+            let finding = Finding { object: object.to_string(), problem: e.in_one_line() };
+            return Ok(Verification { objects: 1, bytes: 0, findings: vec![finding] });
+        }
+        Err(e) => return Err(e),
     };
     let mut found = Verification { objects: 1, bytes: bytes.len() as u64, findings: Vec::new() };
     let mut wrong = |object: &Path, problem: String| {

@@ -53,6 +53,33 @@ pub(crate) struct OpenVolume {
     pub(crate) header: Header,
     pub(crate) key: Arc<VolumeKey>,
     pub(crate) places: Vec<Place>,
+    /// What is still to be proved, of a volume whose signature matters.
+    pub(crate) signed: Option<Signed>,
+}
+
+/// The digest that the trusted signer of a volume signed, and as much of the volume as was hashed to compare it with.
+///
+/// Anybody can put a signed footer behind other bytes: its signature says nothing of them before their digest is known to be the footer's.
+#[derive(Debug)]
+pub(crate) struct Signed {
+    hasher: blake3::Hasher,
+    index: Bytes,
+    digest: [u8; 32],
+}
+
+impl Signed {
+    /// Goes on with the records of `places`, which come next.
+    pub(crate) fn add(&mut self, places: &[Place], records: &mut [Buffer]) {
+        for (place, record) in places.iter().zip(records) {
+            self.hasher.update(&record.slab_mut()[..place.record_len()]);
+        }
+    }
+
+    /// Whether what was added, which is all of it, is what was signed.
+    pub(crate) fn holds(mut self) -> bool {
+        self.hasher.update(&self.index);
+        *self.hasher.finalize().as_bytes() == self.digest
+    }
 }
 
 impl OpenVolume {
@@ -186,17 +213,26 @@ impl Stored {
             return Err(name("it was cut or sealed otherwise than the first of its stream".to_owned()));
         }
         let key = preamble.open(data_key, &commitment).map_err(|e| self.damaged(preamble.bytes().len() as u64, e))?;
-        let places = self.index(&preamble, &key, expected.last).await?;
-        Ok(OpenVolume { stored: self, header: preamble.header, key: Arc::new(key), places })
+        let (places, index, digest) = self.index(&preamble, &key, expected.last).await?;
+        // What a manifest lists, the manifest vouches for: nobody but its signer had the data key.
+        let signed = (self.listed.is_none() && !self.repository.trusted().is_empty()).then(|| {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(preamble.bytes()).update(&commitment);
+            Signed { hasher, index, digest }
+        });
+        Ok(OpenVolume { stored: self, header: preamble.header, key: Arc::new(key), places, signed })
     }
 
-    /// Reads the footer, and the bytes before it.
+    /// Reads the footer, and the bytes before it. Where no manifest lists the volume, it must be signed by somebody who is trusted.
     async fn tail(&self) -> Result<(Footer, Bytes)> {
         let size = self.bytes;
         let wrong_footer = |e| self.damaged(size.saturating_sub(FOOTER_LEN as u64), e);
         let tail = self.read(size.saturating_sub(TAIL_GUESS)..size).await?;
         let footer = tail.last_chunk::<FOOTER_LEN>().ok_or(FormatError::Truncated);
         let footer = footer.and_then(|bytes| Footer::decode(bytes, size)).map_err(wrong_footer)?;
+        if self.listed.is_none() {
+            self.repository.check_signer(&self.path, footer.signed_by())?;
+        }
         Ok((footer, tail))
     }
 
@@ -207,7 +243,8 @@ impl Stored {
         Ok(VolumeEntry { path, bytes: self.bytes, chunks: footer.chunks, digest: footer.digest })
     }
 
-    async fn index(&self, preamble: &Preamble, key: &VolumeKey, last: bool) -> Result<Vec<Place>> {
+    /// The chunks' places, and the index chunk as it is stored, and the digest in the footer.
+    async fn index(&self, preamble: &Preamble, key: &VolumeKey, last: bool) -> Result<(Vec<Place>, Bytes, [u8; 32])> {
         let size = self.bytes;
         let wrong_footer = |e| self.damaged(size.saturating_sub(FOOTER_LEN as u64), e);
         let (footer, tail) = self.tail().await?;
@@ -217,13 +254,14 @@ impl Stored {
 
         let range = index_range(preamble, &footer, size).map_err(wrong_footer)?;
         let tail_offset = size - tail.len() as u64;
-        let mut record = if range.start >= tail_offset {
+        let index = if range.start >= tail_offset {
             let at = usize::try_from(range.start - tail_offset).expect("below 64 KiB");
-            tail[at..tail.len() - FOOTER_LEN].to_vec()
+            tail.slice(at..tail.len() - FOOTER_LEN)
         } else {
-            self.read(range).await?.into()
+            self.read(range).await?
         };
-        open_index(preamble, key, &footer, &mut record, last).map_err(|e| self.damaged(footer.index_offset, e))
+        let opened = open_index(preamble, key, &footer, &mut index.to_vec(), last);
+        Ok((opened.map_err(|e| self.damaged(footer.index_offset, e))?, index, footer.digest))
     }
 
     /// Reads a range of the object; an object of another size than it should have is damaged.

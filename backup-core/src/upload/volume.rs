@@ -8,6 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::object::ObjectUpload;
 use super::part::Parts;
 use crate::chunk::{RECORD_HEAD, RECORD_TAIL_MAX};
+use crate::encrypt::signature::SigningKey;
 use crate::encrypt::{VolumeKey, seal_record};
 use crate::error::Result;
 use crate::format::{Codec, Flag, Footer, Preamble, SeekTable, VolumeEntry};
@@ -45,13 +46,20 @@ pub(crate) struct VolumeWriter {
     len: u64,
     index: SeekTable,
     chunks: u64,
+    signing_key: Option<SigningKey>,
 }
 
 impl VolumeWriter {
     /// A volume that goes to `upload`, under the name `file` in its backup. [`begin`](Self::begin) comes next.
     pub(crate) fn new(file: String, codec: Codec, key: Arc<VolumeKey>, upload: ObjectUpload, parts: Parts) -> Self {
         let (hasher, index) = (blake3::Hasher::new(), SeekTable::default());
-        Self { file, codec, key, upload, parts, hasher, len: 0, index, chunks: 0 }
+        Self { file, codec, key, upload, parts, hasher, len: 0, index, chunks: 0, signing_key: None }
+    }
+
+    /// Signs the volume with `key`, if there is one.
+    pub(crate) fn signed_with(mut self, key: Option<&SigningKey>) -> Self {
+        self.signing_key = key.cloned();
+        self
     }
 
     /// Writes the header.
@@ -81,6 +89,10 @@ impl VolumeWriter {
 
         let digest = *self.hasher.finalize().as_bytes();
         let footer = Footer::unsigned(index_offset, self.chunks, digest);
+        let footer = match &self.signing_key {
+            Some(key) => footer.signed(key),
+            None => footer,
+        };
         self.send(Bytes::copy_from_slice(&footer.encode()), None).await?;
         let last = self.parts.take();
         self.upload.finish(last).await?;

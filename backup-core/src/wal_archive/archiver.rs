@@ -20,6 +20,7 @@ use super::{CHUNK_SIZE, Tools};
 use crate::clock::{Clock, SystemClock};
 use crate::compress::Compression;
 use crate::encrypt::Suite;
+use crate::encrypt::signature::SigningKey;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::postgres::wal::{SegmentName, SystemIdentifier, WalFile};
 use crate::repository::Repository;
@@ -39,6 +40,7 @@ struct Inner {
     system_identifier: Option<SystemIdentifier>,
     compression: Compression,
     suite: Suite,
+    signing_key: Option<SigningKey>,
     look_ahead: usize,
     tools: Tools,
     clock: Arc<dyn Clock>,
@@ -55,6 +57,8 @@ pub struct ArchiverOptions {
     pub compression: Compression,
     /// AES-256-GCM unless set.
     pub suite: Suite,
+    /// Signs what is stored; nothing is signed unless set.
+    pub signing_key: Option<SigningKey>,
     /// How many of the segments that wait behind the one that is asked for are archived with it; 0 unless set.
     pub look_ahead: usize,
     /// Threads that compress and encrypt.
@@ -72,6 +76,7 @@ impl Default for ArchiverOptions {
             system_identifier: None,
             compression: COMPRESSION,
             suite: Suite::default(),
+            signing_key: None,
             look_ahead: 0,
             workers: NonZero::new(cores.min(4)).unwrap_or(NonZero::<usize>::MIN),
             clock: Arc::new(SystemClock),
@@ -98,11 +103,30 @@ impl Archiver {
     /// # Errors
     /// `Internal` when no threads can be started.
     pub fn new(repository: Repository, target: TargetName, epochs: Epochs, options: ArchiverOptions) -> Result<Self> {
-        let ArchiverOptions { system_identifier, compression, suite, look_ahead, workers, clock, cancel: stop } =
-            options;
+        let ArchiverOptions {
+            system_identifier,
+            compression,
+            suite,
+            signing_key,
+            look_ahead,
+            workers,
+            clock,
+            cancel: stop,
+        } = options;
         let tools = Tools::new(workers, CHUNK_SIZE)?;
-        let inner =
-            Inner { repository, target, epochs, system_identifier, compression, suite, look_ahead, tools, clock, stop };
+        let inner = Inner {
+            repository,
+            target,
+            epochs,
+            system_identifier,
+            compression,
+            suite,
+            signing_key,
+            look_ahead,
+            tools,
+            clock,
+            stop,
+        };
         Ok(Self(Arc::new(inner)))
     }
 
@@ -201,6 +225,7 @@ impl Archiver {
             tools: self.0.tools.clone(),
             compression: self.0.compression,
             suite: self.0.suite,
+            signing_key: self.0.signing_key.clone(),
             created: self.0.clock.now(),
         }
     }

@@ -12,6 +12,7 @@ use super::local_file::{Digested, LocalFile};
 use super::{CHUNK_SIZE, Tools};
 use crate::chunk::RECORD_HEAD;
 use crate::compress::{Compression, Content};
+use crate::encrypt::signature::SigningKey;
 use crate::encrypt::{SALT_LEN, Suite, VolumeKey, random, seal_record};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{Flag, Header, ObjectName, Preamble};
@@ -31,6 +32,7 @@ pub(super) struct Sealing {
     pub(super) compression: Compression,
     pub(super) suite: Suite,
     pub(super) created: jiff::Timestamp,
+    pub(super) signing_key: Option<SigningKey>,
 }
 
 /// A file that is to become an object.
@@ -72,7 +74,8 @@ impl Sealing {
         let parts = Parts::of_copies(part_bytes, PartBudget::new(&SharedParts::new(parts_more)));
         let upload = ObjectUpload::contended(repository.clone(), path, large, Arc::new(Counters::default()));
         let name = unsealed.file.name.to_string();
-        let mut volume = VolumeWriter::new(name, self.compression.codec(), Arc::clone(&key), upload, parts);
+        let volume = VolumeWriter::new(name, self.compression.codec(), Arc::clone(&key), upload, parts);
+        let mut volume = volume.signed_with(self.signing_key.as_ref());
         let written = tokio::select! {
             biased;
             () = stop => Err(Error::cancelled(Stage::Upload)),

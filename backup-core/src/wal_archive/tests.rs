@@ -21,6 +21,8 @@ use crate::repository::census::Looked;
 use crate::repository::layout::TailPiece;
 use crate::repository::rewrap::{RewrapOptions, rewrap};
 
+mod signed;
+
 const SYSTEM: SystemIdentifier = SystemIdentifier(7_412_345_678_901_234_567);
 const MIB: u32 = 1 << 20;
 

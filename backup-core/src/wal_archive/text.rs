@@ -40,11 +40,17 @@ impl Histories {
         if plaintext.bytes > TEXT_LEN_MAX {
             return Err(damaged("is too long for a history"));
         }
-        let volume = Arc::new(found.open(&self.keys).await?);
+        let mut volume = found.open(&self.keys).await?;
+        let mut signed = volume.signed.take();
+        let volume = Arc::new(volume);
         let buffers = self.tools.with_chunks_of(volume.header.chunk_size).buffers;
         let mut text = Vec::new();
         for place in &volume.places {
-            for record in volume.stored.records(std::slice::from_ref(place), &buffers).await? {
+            let mut records = volume.stored.records(std::slice::from_ref(place), &buffers).await?;
+            if let Some(signed) = &mut signed {
+                signed.add(std::slice::from_ref(place), &mut records);
+            }
+            for record in records {
                 let (volume, buffers, place) = (Arc::clone(&volume), buffers.clone(), *place);
                 let plain = self.tools.pool.run(move |workspace| volume.open_chunk(place, record, &buffers, workspace));
                 text.extend_from_slice(plain.wait().await??.filled());
@@ -52,6 +58,9 @@ impl Histories {
                     return Err(damaged("is longer than its header says"));
                 }
             }
+        }
+        if signed.is_some_and(|signed| !signed.holds()) {
+            return Err(damaged("is not what its signature was made for"));
         }
         if *blake3::hash(&text).as_bytes() != plaintext.blake3 {
             return Err(damaged("holds other bytes than its header says"));

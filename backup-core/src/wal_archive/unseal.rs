@@ -79,7 +79,9 @@ impl StoredFile {
     /// The same, from the offset `start` on, whatever is there.
     pub(super) async fn write_at(self, keys: &DataKeys, tools: &Tools, file: &Arc<File>, start: u64) -> Result<()> {
         let plaintext = self.plaintext;
-        let volume = Arc::new(self.open(keys).await?);
+        let mut volume = self.open(keys).await?;
+        let mut signed = volume.signed.take();
+        let volume = Arc::new(volume);
         let damaged =
             |problem: String| Error::integrity(format!("{} {problem} (offset 0)", volume.stored.path)).at(Stage::Fetch);
         let len: u64 = volume.places.iter().map(|place| place.plain_len as u64).sum();
@@ -100,7 +102,10 @@ impl StoredFile {
             })
             .buffered(READS);
         let mut digests = Vec::with_capacity(volume.places.len());
-        while let Some((places, records)) = spans.try_next().await? {
+        while let Some((places, mut records)) = spans.try_next().await? {
+            if let Some(signed) = &mut signed {
+                signed.add(places, &mut records);
+            }
             let jobs: Vec<_> = places
                 .iter()
                 .zip(records)
@@ -117,6 +122,9 @@ impl StoredFile {
             for job in jobs {
                 digests.extend(job.wait().await??);
             }
+        }
+        if signed.is_some_and(|signed| !signed.holds()) {
+            return Err(damaged("is not what its signature was made for".to_owned()));
         }
         let digest = match tree {
             Some(_) => Cut::digest(&digests),

@@ -1,6 +1,7 @@
 //! `backup key generate`.
 
 use backup_core::Result;
+use backup_core::encrypt::signature::SigningKey;
 use backup_core::keys::age::AgeIdentity;
 
 use crate::App;
@@ -8,6 +9,9 @@ use crate::args::GenerateKeyArgs;
 use crate::exit::Exit;
 
 pub(super) fn run(app: &App, args: &GenerateKeyArgs) -> Result<Exit> {
+    if args.signing {
+        return signing(app, args);
+    }
     let identity = AgeIdentity::generate();
     identity.create_file(&args.file, &*app.clock)?;
     app.output.note(format!(
@@ -17,5 +21,16 @@ pub(super) fn run(app: &App, args: &GenerateKeyArgs) -> Result<Exit> {
     for recipient in identity.recipients() {
         app.output.data(&format!("{recipient}\n"))?;
     }
+    Ok(Exit::Done)
+}
+
+fn signing(app: &App, args: &GenerateKeyArgs) -> Result<Exit> {
+    let key = SigningKey::generate();
+    key.create_file(&args.file, &*app.clock)?;
+    app.output.note(format!(
+        "made the signing key {}: name it as signing_key_file here, and its public key in trusted_signers of every host that reads",
+        args.file.display()
+    ));
+    app.output.data(&format!("{}\n", key.signer()))?;
     Ok(Exit::Done)
 }

@@ -6,7 +6,7 @@ use backup_core::format::{Condition, Kind};
 use backup_core::pipeline::Warnings;
 use backup_core::postgres::choose::{self, Archives, Candidate, Fit};
 use backup_core::repository::layout::{BackupId, TargetName};
-use backup_core::repository::{Found, Listed, Repository};
+use backup_core::repository::{Found, Listed, Repository, is_untrusted};
 use backup_core::restore::{ClusterRestore, OpenBackup, Owner, archives};
 use backup_core::{Error, Result};
 use futures::TryStreamExt;
@@ -16,7 +16,7 @@ use crate::args::RestoreArgs;
 use crate::command::{limits, location, or_cancelled};
 use crate::exit::Exit;
 use crate::progress::{self, Shown};
-use crate::{App, keys};
+use crate::{App, keys, report};
 
 use super::recovery::{Settings, settings};
 use super::summary;
@@ -97,7 +97,7 @@ async fn prepare(
     let WantedCluster { repository, found, settings } = wanted;
     let identities = keys::identities(&app.config).await?;
     let target = &found.path.target;
-    let candidates = candidates(repository, found, &args.reference).await?;
+    let candidates = candidates(repository, found, &args.reference, warnings).await?;
     let archives: Archives = archives(repository, target, &identities, candidates.iter().map(|c| &c.cluster)).await?;
     let goal = settings.goal();
     let (chosen, fit) = if names_a_target(&args.reference, found) {
@@ -138,8 +138,14 @@ async fn prepare(
     Ok((restore, plan))
 }
 
-/// The base backups that `reference` lets us choose from; for a backup that was named, those that could be named instead.
-async fn candidates(repository: &Repository, found: &Found, reference: &str) -> Result<Vec<Candidate>> {
+/// The base backups that `reference` lets us choose from; for a backup that was named, those that could be named instead. What is not trusted is
+/// passed over, and told in `warnings`.
+async fn candidates(
+    repository: &Repository,
+    found: &Found,
+    reference: &str,
+    warnings: &Warnings,
+) -> Result<Vec<Candidate>> {
     let until = reference.contains('@').then_some(&found.path.id);
     let mut candidates = Vec::new();
     let mut listing = repository.list(Some(&found.path.target));
@@ -153,6 +159,7 @@ async fn candidates(repository: &Repository, found: &Found, reference: &str) -> 
                     candidates.push(Candidate { id: backup.path.id.to_string(), good, cluster });
                 }
             }
+            Listed::Unreadable(_, error) if is_untrusted(&error) => warnings.push(report::in_one_line(&error)),
             // It might be the one that fits: never pass it over for another.
             Listed::Unreadable(_, error) => return Err(error),
             _ => {}

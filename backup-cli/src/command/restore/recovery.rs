@@ -138,6 +138,9 @@ fn restore_command(app: &App, target: &TargetName, standby: bool) -> Result<(Res
         }
         None => {}
     }
+    for signer in elsewhere(&config.trusted_signers).into_iter().flatten() {
+        add("--trusted-signer", signer.clone());
+    }
     let s3 = &config.s3;
     for (flag, value) in [("--s3-endpoint", elsewhere(&s3.endpoint)), ("--s3-region", elsewhere(&s3.region))] {
         if let Some(value) = value {

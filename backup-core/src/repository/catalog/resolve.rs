@@ -6,8 +6,8 @@ use jiff::tz::TimeZone;
 use super::{Found, concerns_one_target};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::Condition;
-use crate::repository::Repository;
 use crate::repository::layout::{BackupId, TargetName};
+use crate::repository::{Repository, is_untrusted};
 
 /// How many candidates an error names.
 const CANDIDATES_MAX: usize = 5;
@@ -24,6 +24,9 @@ impl Repository {
     /// A good backup is one whose source reported no damage. A manifest that cannot be read is an error, never passed over for an older backup.
     /// A target that this host may not read is passed over, and an error only if nothing is found in the others.
     ///
+    /// With [trusted signers](Repository::trusting), what none of them signed is passed over too, damaged or not: whoever can write to the store could
+    /// otherwise keep every backup from being restored. It is told in [`Found::passed_over`], and an error only if nothing else is found.
+    ///
     /// # Errors
     /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Config`] when there are several, which are named.
     pub async fn resolve(&self, reference: &str) -> Result<Found> {
@@ -34,13 +37,13 @@ impl Repository {
         let targets = self.targets().await?;
         if reference == "latest" {
             // A target of which no backup was ever completed (a mistyped name, a first run that was killed) does not count.
-            let mut targets = targets;
+            let (mut targets, mut refused) = (targets, Refused::default());
             if targets.len() > 1 {
-                targets = self.targets_with_backups(targets).await?;
+                targets = self.targets_with_backups(targets, &mut refused).await?;
             }
             return match &targets[..] {
                 [] => Err(self.none("there is no backup")),
-                [target] => self.latest(target, None).await,
+                [target] => self.latest(target, None, refused).await,
                 _ => Err(ambiguous(
                     "latest",
                     "the repository has several targets",
@@ -56,20 +59,19 @@ impl Repository {
                     .with_source(e)
                     .with_hint("write 'target@2026-11-20' for the latest backup of that day (UTC) or before")
             })?;
-            return self.latest(&target, Some(day)).await;
+            return self.latest(&target, Some(day), Refused::default()).await;
         }
         if let Ok(id) = reference.parse::<BackupId>() {
             return self.by_id(&targets, &id).await;
         }
         match targets.iter().find(|target| target.as_str() == reference) {
-            Some(target) => self.latest(target, None).await,
+            Some(target) => self.latest(target, None, Refused::default()).await,
             None => self.by_prefix(&targets, reference).await,
         }
     }
 
-    async fn targets_with_backups(&self, targets: Vec<TargetName>) -> Result<Vec<TargetName>> {
+    async fn targets_with_backups(&self, targets: Vec<TargetName>, refused: &mut Refused) -> Result<Vec<TargetName>> {
         let mut found = Vec::new();
-        let mut refused = Refused::default();
         for target in targets {
             for id in refused.pass_over(self.backup_ids(&target).await)?.iter().rev() {
                 if refused.pass_over(self.manifest(&target.backup(id)).await)?.is_some() {
@@ -78,13 +80,13 @@ impl Repository {
                 }
             }
         }
-        match refused.0 {
+        match refused.first.take() {
             Some(error) if found.is_empty() => Err(error),
             _ => Ok(found),
         }
     }
 
-    async fn latest(&self, target: &TargetName, until: Option<Date>) -> Result<Found> {
+    async fn latest(&self, target: &TargetName, until: Option<Date>, mut refused: Refused) -> Result<Found> {
         let begun_by = |id: &BackupId| until.is_none_or(|day| id.timestamp().to_zoned(TimeZone::UTC).date() <= day);
         let mut damaged = 0;
         let mut latest: Option<Found> = None;
@@ -93,7 +95,7 @@ impl Repository {
             if latest.as_ref().is_some_and(|found| found.path.id.timestamp() != id.timestamp()) {
                 break;
             }
-            match self.manifest(&target.backup(id)).await? {
+            match refused.pass_over_untrusted(self.manifest(&target.backup(id)).await)? {
                 Some(found) if found.manifest.condition == Condition::Good => {
                     let later = |other: &Found| found.manifest.started > other.manifest.started;
                     if latest.as_ref().is_none_or(later) {
@@ -105,7 +107,10 @@ impl Repository {
             }
         }
         if let Some(found) = latest {
-            return Ok(found);
+            return Ok(refused.tell(found));
+        }
+        if let (0, Some(error)) = (damaged, refused.first) {
+            return Err(error);
         }
         let until = until.map(|day| format!(" of {day} (UTC) or before")).unwrap_or_default();
         Err(match damaged {
@@ -120,7 +125,7 @@ impl Repository {
         let mut refused = Refused::default();
         for target in targets {
             if let Some(found) = refused.pass_over(self.manifest(&target.backup(id)).await)? {
-                return Ok(found);
+                return Ok(refused.tell(found));
             }
         }
         Err(refused.or(self.none(&format!("there is no backup {id}"))))
@@ -144,7 +149,7 @@ impl Repository {
             }
         }
         match found {
-            Some(found) if names.len() == 1 => Ok(found),
+            Some(found) if names.len() == 1 => Ok(refused.tell(found)),
             Some(_) => Err(several_fit(prefix, &names)),
             None => Err(refused.or(self.none(&format!("there is no backup or target '{}'", prefix.escape_debug())))),
         }
@@ -156,23 +161,51 @@ impl Repository {
     }
 }
 
-/// The first refusal of the store that concerns a single target: told if nothing is found elsewhere.
+/// What was passed over: a target that the store does not show to this host, a manifest that nobody trusted has signed.
 #[derive(Default)]
-struct Refused(Option<Error>);
+struct Refused {
+    /// Told if nothing is found elsewhere.
+    first: Option<Error>,
+    /// Told in any case: a few of them, and how many there are.
+    untrusted: Vec<String>,
+    untrusted_count: usize,
+}
 
 impl Refused {
     fn pass_over<T: Default>(&mut self, result: Result<T>) -> Result<T> {
         match result {
             Err(error) if concerns_one_target(&error) => {
-                self.0.get_or_insert(error);
+                self.first.get_or_insert(error);
+                Ok(T::default())
+            }
+            other => self.pass_over_untrusted(other),
+        }
+    }
+
+    fn pass_over_untrusted<T: Default>(&mut self, result: Result<T>) -> Result<T> {
+        match result {
+            Err(error) if is_untrusted(&error) => {
+                self.untrusted_count += 1;
+                if self.untrusted.len() < CANDIDATES_MAX {
+                    self.untrusted.push(error.in_one_line());
+                }
+                self.first.get_or_insert(error);
                 Ok(T::default())
             }
             other => other,
         }
     }
 
+    fn tell(self, found: Found) -> Found {
+        let mut passed_over = self.untrusted;
+        if self.untrusted_count > passed_over.len() {
+            passed_over.push(format!("{} more are not trusted", self.untrusted_count - passed_over.len()));
+        }
+        Found { passed_over, ..found }
+    }
+
     fn or(self, none: Error) -> Error {
-        self.0.unwrap_or(none)
+        self.first.unwrap_or(none)
     }
 }
 
