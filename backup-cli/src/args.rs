@@ -313,6 +313,10 @@ pub(crate) struct ListArgs {
     /// Only backups of this target
     pub(crate) target: Option<String>,
 
+    /// List what was done instead: runs of the last 30 days, with who did it
+    #[arg(long)]
+    pub(crate) runs: bool,
+
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

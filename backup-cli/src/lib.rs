@@ -22,6 +22,7 @@ use exit::{Exit, Law};
 use output::Output;
 
 mod args;
+mod audit;
 mod command;
 mod config;
 mod exit;

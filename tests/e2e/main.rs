@@ -14,6 +14,7 @@ mod receive;
 mod recovery;
 mod restore_cluster;
 mod rotation;
+mod runs;
 mod s3;
 mod secrecy;
 mod signatures;

@@ -9,6 +9,7 @@ use futures::TryStreamExt;
 use serde::Serialize;
 
 use crate::args::VerifyArgs;
+use crate::audit::Run;
 use crate::exit::Exit;
 use crate::output::bytes;
 use crate::progress::{self, Shown};
@@ -69,8 +70,23 @@ struct Work {
 }
 
 pub(crate) async fn run(app: &App, args: &VerifyArgs) -> Result<Exit> {
+    let mut run = Run::new(app, "verify --deep");
+    let result = verify(app, args, &mut run).await;
+    run.end(app, &result).await;
+    result
+}
+
+async fn verify(app: &App, args: &VerifyArgs, run: &mut Run) -> Result<Exit> {
     let repository = or_cancelled(app, async { Repository::open(&location(&app.config)?).await }).await?;
     let work = or_cancelled(app, work(app, &repository, args)).await?;
+    if args.deep {
+        run.at(&repository);
+        if let [path] = &work.paths[..] {
+            run.record.target = Some(path.target.clone());
+            run.record.backup = Some(path.id.clone());
+        }
+        run.begin(app).await;
+    }
     let mut outcomes = work.outcomes;
     let counters = Counters::default();
     let shown = || {
