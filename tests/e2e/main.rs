@@ -17,6 +17,7 @@ mod rotation;
 mod runs;
 mod s3;
 mod secrecy;
+mod secrets;
 mod signatures;
 mod streams;
 mod wal;
