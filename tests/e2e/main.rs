@@ -7,6 +7,7 @@ mod decoder;
 mod directory;
 mod disaster;
 mod documented;
+mod iam;
 mod keys;
 mod output;
 mod postgres;
