@@ -11,11 +11,13 @@ use bytesize::ByteSize;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 use serde::{Deserialize, Serialize};
 
+mod age;
 mod key;
 mod restore;
 mod save;
 mod wal;
 
+pub(crate) use age::{AgeFlag, AgeLimit};
 pub(crate) use key::{
     GenerateKeyArgs, KeyAction, KeyArgs, ListKeysArgs, RetireArgs, RewrapArgs, RotateArgs, StatusKeysArgs,
 };
@@ -328,6 +330,9 @@ pub(crate) struct ShowArgs {
     #[arg(value_name = "REF")]
     pub(crate) reference: String,
 
+    #[command(flatten)]
+    pub(crate) age: AgeFlag,
+
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -346,6 +351,9 @@ pub(crate) struct VerifyArgs {
     /// Decrypt and decompress too; needs an identity or the passphrase
     #[arg(long)]
     pub(crate) deep: bool,
+
+    #[command(flatten)]
+    pub(crate) age: AgeFlag,
 
     /// Print JSON
     #[arg(long)]

@@ -90,7 +90,7 @@ async fn prepare(app: &App, args: &RestoreArgs, database: Option<ConnInfo>, run:
     let repository = Repository::open(&location(&app.config)?).await?;
     run.at(&repository);
     let limits = limits(&app.config, &repository)?;
-    let (found, passed_over) = resolve(app, &repository, &args.reference).await?;
+    let (found, passed_over) = resolve(app, &repository, &args.reference, &args.age).await?;
     run.about(&found.manifest);
     let backup = OpenBackup::open(&repository, &found.path, &identities).await?;
     let manifest = backup.manifest();

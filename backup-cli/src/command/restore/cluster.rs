@@ -14,7 +14,7 @@ use nix::unistd::{Gid, Group, Uid, User};
 
 use crate::args::RestoreArgs;
 use crate::audit::Run;
-use crate::command::{limits, location, or_cancelled};
+use crate::command::{check_age, limits, location, or_cancelled};
 use crate::exit::Exit;
 use crate::progress::{self, Shown};
 use crate::{App, keys, report};
@@ -42,6 +42,7 @@ pub(super) async fn wanted(app: &App, args: &RestoreArgs, run: &mut Run) -> Resu
     let repository = Repository::open(&location(&app.config)?).await?;
     run.at(&repository);
     let found = repository.resolve(&args.reference).await?;
+    check_age(app, &found, &args.age)?;
     let is_named = !names_a_target(&args.reference, &found);
     match (found.manifest.kind == Kind::BaseBackup, args.cluster.any()) {
         (false, false) => Ok(None),
