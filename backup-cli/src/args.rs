@@ -11,11 +11,13 @@ use bytesize::ByteSize;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 use serde::{Deserialize, Serialize};
 
+mod age;
 mod key;
 mod restore;
 mod save;
 mod wal;
 
+pub(crate) use age::{AgeFlag, AgeLimit};
 pub(crate) use key::{
     GenerateKeyArgs, KeyAction, KeyArgs, ListKeysArgs, RetireArgs, RewrapArgs, RotateArgs, StatusKeysArgs,
 };
@@ -317,6 +319,10 @@ pub(crate) struct ListArgs {
     /// Only backups of this target
     pub(crate) target: Option<String>,
 
+    /// List what was done instead: runs of the last 30 days, with who did it
+    #[arg(long)]
+    pub(crate) runs: bool,
+
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -327,6 +333,9 @@ pub(crate) struct ShowArgs {
     /// Which backup: an id, a target, TARGET@DATE or 'latest'
     #[arg(value_name = "REF")]
     pub(crate) reference: String,
+
+    #[command(flatten)]
+    pub(crate) age: AgeFlag,
 
     /// Print JSON
     #[arg(long)]
@@ -346,6 +355,9 @@ pub(crate) struct VerifyArgs {
     /// Decrypt and decompress too; needs an identity or the passphrase
     #[arg(long)]
     pub(crate) deep: bool,
+
+    #[command(flatten)]
+    pub(crate) age: AgeFlag,
 
     /// Print JSON
     #[arg(long)]

@@ -7,10 +7,10 @@ use backup_core::postgres::conninfo::ConnInfo;
 use backup_core::repository::{Found, Location, Repository, S3Options};
 use backup_core::source::command::LineCallback;
 use backup_core::source::{DirectoryWarning, WarningCallback};
-use backup_core::{Error, Result, Stage};
+use backup_core::{Error, ErrorKind, Result, Stage};
 
 use crate::App;
-use crate::args::Command;
+use crate::args::{AgeFlag, AgeLimit, Command};
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::output::{Output, ProgressStyle};
@@ -70,14 +70,34 @@ fn location(config: &Config) -> Result<Location> {
     Ok(address.parse::<Location>()?.with_s3_options(options).trusting(signing::trusted_signers(config)?))
 }
 
-/// The backup that a person means, and whether others had to be passed over for it, which is told.
-pub(crate) async fn resolve(app: &App, repository: &Repository, reference: &str) -> Result<(Found, bool)> {
+/// The backup that a person means, if it is not too old, and whether others had to be passed over for it, which is told.
+pub(crate) async fn resolve(
+    app: &App,
+    repository: &Repository,
+    reference: &str,
+    age: &AgeFlag,
+) -> Result<(Found, bool)> {
     let found = repository.resolve(reference).await?;
+    check_age(app, &found, age)?;
     for why in &found.passed_over {
         app.output.warning(format!("passed over: {why}"));
     }
     let passed_over = !found.passed_over.is_empty();
     Ok((found, passed_over))
+}
+
+/// Refuses a backup that is older than somebody remembers a newer one to be.
+fn check_age(app: &App, found: &Found, age: &AgeFlag) -> Result<()> {
+    let Some(earliest) = age.not_older_than.map(|limit: AgeLimit| limit.earliest(app.clock.now())) else {
+        return Ok(());
+    };
+    if found.manifest.started >= earliest {
+        return Ok(());
+    }
+    let (began, earliest) = (describe::time(found.manifest.started), describe::time(earliest));
+    let message = format!("{} began at {began}, and nothing older than {earliest} is wanted", found.path);
+    Err(Error::new(ErrorKind::NotFound, Stage::Catalog, message)
+        .with_hint("was no newer backup made, or is it hidden? Compare 'backup list' with what you know"))
 }
 
 /// The database that `flag` names. To libpq an empty text is the default database; here it was most likely an unset variable.

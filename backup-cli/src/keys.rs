@@ -249,6 +249,21 @@ pub(crate) async fn identities_at_hand(config: &Config) -> Result<Vec<Arc<dyn Id
     Ok(identities)
 }
 
+/// The keys to open backups with, by their public halves. Asks for no passphrase; a file that cannot be read is passed over, for whoever needs it
+/// says so.
+pub(crate) fn identity_names(config: &Config) -> Vec<RecipientName> {
+    let identities = age_identities(config).unwrap_or_default();
+    let recipients = identities.iter().flat_map(AgeIdentity::recipients);
+    let mut names: Vec<RecipientName> = recipients.map(|recipient| named(&recipient)).collect();
+    let elsewhere = each(config.identities.as_ref(), keys::parse_recipient).unwrap_or_default();
+    names.extend(elsewhere.iter().map(|one| named(&**one)));
+    if config.passphrase.is_some() {
+        let (kind, recipient) = (passphrase::KIND.to_owned(), passphrase::KIND.to_owned());
+        names.push(RecipientName { kind, recipient });
+    }
+    names
+}
+
 /// The identity files that are configured, or the default one where it exists. One that must not be looked at exists: loading it says why.
 pub(crate) fn age_identities(config: &Config) -> Result<Vec<AgeIdentity>> {
     let Some(setting) = &config.identity_files else { return Ok(Vec::new()) };

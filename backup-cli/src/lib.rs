@@ -22,6 +22,7 @@ use exit::{Exit, Law};
 use output::Output;
 
 mod args;
+mod audit;
 mod command;
 mod config;
 mod exit;
@@ -52,6 +53,7 @@ pub fn main() -> ExitCode {
 
 /// The same, at another time: policies are judged, and backups named, by what `clock` tells.
 pub fn main_at(clock: Arc<dyn Clock>) -> ExitCode {
+    keep_memory_private();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     // Before anything can go wrong.
     let law = Cell::new(Law::guess(&arguments));
@@ -59,6 +61,14 @@ pub fn main_at(clock: Arc<dyn Clock>) -> ExitCode {
     let run = AssertUnwindSafe(|| run(arguments.into_iter(), &law, clock));
     let exit = std::panic::catch_unwind(run).unwrap_or(Exit::Failed);
     ExitCode::from(law.get().code(exit))
+}
+
+/// No core dump of this process is written, and other processes of the same user cannot look into it: it may hold keys. Programs that it starts
+/// are as they would be.
+fn keep_memory_private() {
+    // Elsewhere, and should it fail, what protects the memory is that secrets are wiped when they are not needed any more.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
 }
 
 /// Whether `text` would do as a configuration file: its syntax, keys and types, before any value is merged with others.

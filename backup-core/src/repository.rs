@@ -14,6 +14,7 @@ mod location;
 mod put;
 pub mod rewrap;
 pub(crate) mod rewraps;
+pub mod runs;
 pub(crate) mod s3;
 mod sealed;
 mod trust;

@@ -36,6 +36,7 @@ fn json_documents_have_the_fields_that_are_promised() {
             "program_version",
             "recipients",
             "requires",
+            "signer",
             "started",
             "stored_bytes",
             "streams",

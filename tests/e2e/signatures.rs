@@ -161,6 +161,27 @@ fn an_old_backup_cannot_be_replayed_as_the_newest() {
 }
 
 #[test]
+fn that_the_newest_backup_was_hidden_is_seen_by_who_remembers_it() {
+    let world = World::new();
+    let ids = world.backups(&["old", "new"]);
+    let since = world.host.backup(["show", &ids[1], "--json"]).run().json()["backup"]["started"].clone();
+    let since = since.as_str().unwrap().to_owned();
+    let not_older =
+        |arguments: &[&str], limit: &str| world.host.backup(arguments).args(["--not-older-than", limit]).run();
+    let commands = [&["restore", "app", "--to-stdout"][..], &["verify", "app"], &["show", "app"]];
+    for command in commands {
+        not_older(command, &since).succeeded();
+        not_older(command, "1h").succeeded();
+    }
+    std::fs::rename(world.folder(&ids[1]), world.host.path("hidden")).unwrap();
+    for command in commands {
+        not_older(command, &since).failed(10).saying(&ids[0]).hinting("hidden");
+        not_older(command, "1h").succeeded();
+    }
+    not_older(&["verify", "--all"], "1h").failed(2);
+}
+
+#[test]
 fn a_volume_of_another_backup_cannot_be_grafted() {
     let world = World::new();
     let ids = world.backups(&["first, of equal length", "other, of equal length"]);

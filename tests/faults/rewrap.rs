@@ -71,7 +71,7 @@ impl World {
     /// What was there before any rewrap: contents, and whether they were written again.
     fn kept(&self) -> BTreeMap<String, (blake3::Hash, u64, i64, i64)> {
         let root = self.host.repository();
-        let kept = files_below(&root).into_iter().filter(|name| !name.contains("/keys/"));
+        let kept = files_below(&root).into_iter().filter(|name| !name.contains("/keys/") && !name.starts_with("runs/"));
         kept.map(|name| {
             let metadata = fs::metadata(root.join(&name)).unwrap();
             let hash = blake3::hash(&fs::read(root.join(&name)).unwrap());

@@ -149,9 +149,18 @@ impl Host {
         files.into_iter().map(|f| (f.clone(), std::fs::read(self.repository().join(f)).expect("readable"))).collect()
     }
 
-    /// The names of all files of the repository but `repository.json`: nothing, where nothing was stored or all was removed.
+    /// The names of all files of the repository but `repository.json` and the records of runs: nothing, where nothing was stored or all was removed.
     pub fn stored(&self) -> Vec<String> {
-        files_below(&self.repository()).into_iter().filter(|name| name != "repository.json").collect()
+        files_below(&self.repository())
+            .into_iter()
+            .filter(|name| name != "repository.json" && !name.starts_with("runs/"))
+            .collect()
+    }
+
+    /// The records of runs that `backup list --runs` shows.
+    pub fn runs(&self) -> Vec<serde_json::Value> {
+        let listing = self.backup(["list", "--runs", "--json"]).run().json();
+        listing["runs"].as_array().expect("a list of runs").clone()
     }
 
     /// The ids that `backup list` shows; fails when it shows one that is broken.

@@ -230,9 +230,10 @@ impl S3 {
         host.set("AWS_EC2_METADATA_DISABLED", "true");
     }
 
-    /// The keys of all objects.
+    /// The keys of all objects but the records of runs.
     pub fn objects(&self) -> Vec<String> {
-        files_below(&self.root.path().join(BUCKET))
+        let all = files_below(&self.root.path().join(BUCKET)).into_iter();
+        all.filter(|key| !key.split('/').any(|folder| folder == "runs")).collect()
     }
 
     /// An object's contents.

@@ -7,6 +7,8 @@ use backup_core::postgres::wal::Lsn;
 use backup_core::restore::TablespaceMapping;
 use clap::{Args, ValueEnum, ValueHint};
 
+use super::AgeFlag;
+
 pub(super) const EXAMPLES: &str = "\
 Examples:
   backup restore app --into 'host=db2 dbname=app'
@@ -39,6 +41,9 @@ pub(crate) struct RestoreArgs {
     /// Leave out ownership and privileges, when the destination lacks the roles
     #[arg(long, conflicts_with_all = ["to", "to_stdout"])]
     pub(crate) no_owner: bool,
+
+    #[command(flatten)]
+    pub(crate) age: AgeFlag,
 
     #[command(flatten)]
     pub(crate) cluster: ClusterFlags,

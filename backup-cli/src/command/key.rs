@@ -8,6 +8,7 @@ use backup_core::{Error, ErrorKind, Result, Stage};
 
 use crate::App;
 use crate::args::KeyAction;
+use crate::audit::Run;
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::output::Output;
@@ -32,9 +33,21 @@ pub(crate) async fn run(app: &App, action: &KeyAction) -> Result<Exit> {
         KeyAction::List(args) => list::run(app, args),
         KeyAction::Status(args) => status::run(app, args).await,
         KeyAction::Rotate(args) => rotate::run(app, args),
-        KeyAction::Rewrap(args) => rewrap::run(app, args).await,
-        KeyAction::Retire(args) => retire::run(app, args).await,
+        KeyAction::Rewrap(args) if args.dry_run => rewrap::run(app, args).await,
+        KeyAction::Rewrap(args) => recorded(app, "key rewrap", rewrap::run(app, args)).await,
+        KeyAction::Retire(args) if args.dry_run => retire::run(app, args).await,
+        KeyAction::Retire(args) => recorded(app, "key retire", retire::run(app, args)).await,
     }
+}
+
+/// Does `work`, which opens data keys, and leaves a record of it.
+async fn recorded(app: &App, command: &str, work: impl Future<Output = Result<Exit>>) -> Result<Exit> {
+    let mut run = Run::new(app, command);
+    run.at(&open(app).await?);
+    run.begin(app).await;
+    let result = work.await;
+    run.end(app, &result).await;
+    result
 }
 
 /// One at a time where each takes 128 MiB.

@@ -16,6 +16,8 @@ use crate::report;
 use super::describe::{BackupDocument, data_bytes, time, word};
 use super::location;
 
+mod runs;
+
 #[derive(Debug, Serialize)]
 struct Document<'a> {
     repository: &'a str,
@@ -55,6 +57,9 @@ struct Listing<T> {
 pub(crate) async fn run(app: &App, args: &ListArgs) -> Result<Exit> {
     let target: Option<TargetName> = args.target.as_deref().map(str::parse).transpose()?;
     let repository = Repository::open(&location(&app.config)?).await?;
+    if args.runs {
+        return runs::run(app, args, &repository, target.as_ref()).await;
+    }
     let unreadable = if args.json {
         json(
             app,

@@ -13,6 +13,7 @@ use backup_core::restore::{DirectorySink, FileSink, OpenBackup, Restore, Sink, W
 use backup_core::{Error, ErrorKind, Result};
 
 use crate::args::RestoreArgs;
+use crate::audit::Run;
 use crate::exit::Exit;
 use crate::output::bytes;
 use crate::progress::{self, Shown, rate};
@@ -40,6 +41,13 @@ struct Prepared {
 }
 
 pub(crate) async fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
+    let mut run = Run::new(app, "restore");
+    let result = restore(app, args, &mut run).await;
+    run.end(app, &result).await;
+    result
+}
+
+async fn restore(app: &App, args: &RestoreArgs, run: &mut Run) -> Result<Exit> {
     if args.destination.to_stdout {
         if stdio::stdout_leads_nowhere() {
             app.output.note("standard output is closed, or /dev/null: what is restored goes nowhere");
@@ -54,18 +62,20 @@ pub(crate) async fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
     let database = args.destination.into.as_deref().map(|text| conninfo("--into", text)).transpose()?;
     let begun = Instant::now();
     if let (Some(directory), false) = (&args.destination.to, args.only.is_empty()) {
-        return only::run(app, args, directory, begun).await;
+        return only::run(app, args, directory, begun, run).await;
     }
-    if let Some(wanted) = or_cancelled(app, cluster::wanted(app, args)).await? {
-        return cluster::run(app, args, wanted, begun).await;
+    if let Some(wanted) = or_cancelled(app, cluster::wanted(app, args, run)).await? {
+        return cluster::run(app, args, wanted, begun, run).await;
     }
     let Prepared { restore, sink, manifest, bytes_total, place, warnings, passed_over } =
-        or_cancelled(app, prepare(app, args, database)).await?;
+        or_cancelled(app, prepare(app, args, database, run)).await?;
+    run.begin(app).await;
     let handle = restore.into_boxed(sink);
     let counters = handle.counters();
     let restored =
         progress::during(&app.output, Some(bytes_total), || Shown::restoring(&counters.snapshot()), handle.wait())
             .await?;
+    run.record.bytes = Some(restored);
     let elapsed = begun.elapsed();
     let left_out = warnings.count();
     app.output.note(format!(
@@ -79,11 +89,13 @@ pub(crate) async fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
     Ok(if left_out > 0 || passed_over { Exit::Warnings } else { Exit::Done })
 }
 
-async fn prepare(app: &App, args: &RestoreArgs, database: Option<ConnInfo>) -> Result<Prepared> {
+async fn prepare(app: &App, args: &RestoreArgs, database: Option<ConnInfo>, run: &mut Run) -> Result<Prepared> {
     let identities = keys::identities_at_hand(&app.config).await?;
     let repository = Repository::open(&location(&app.config)?).await?;
+    run.at(&repository);
     let limits = limits(&app.config, &repository)?;
-    let (found, passed_over) = resolve(app, &repository, &args.reference).await?;
+    let (found, passed_over) = resolve(app, &repository, &args.reference, &args.age).await?;
+    run.about(&found.manifest);
     let backup = OpenBackup::open(&repository, &found.path, &identities).await?;
     let manifest = backup.manifest();
     let stream = match &args.stream {

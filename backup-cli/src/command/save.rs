@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use backup_core::encrypt::signature::SigningKey;
 use backup_core::format::{Condition, Manifest};
 use backup_core::pipeline::{Backup, Findings};
 use backup_core::repository::Repository;
@@ -11,6 +12,7 @@ use backup_core::repository::layout::TargetName;
 use backup_core::{Error, Result};
 
 use crate::args::SaveArgs;
+use crate::audit::Run;
 use crate::exit::Exit;
 use crate::input::Input;
 use crate::output::{Output, bytes, write_stdout};
@@ -28,30 +30,43 @@ pub(crate) async fn run(app: &App, args: &SaveArgs) -> Result<Exit> {
             "pipe data in, or use '-- COMMAND', --base-backup CONNINFO, --pg-dump CONNINFO or --directory PATH; see 'backup save --help'",
         ));
     }
-    back_up(app, &target, &input).await
+    back_up(app, "save", &target, &input).await
 }
 
-/// Makes one backup, and says what came of it.
-pub(super) async fn back_up(app: &App, target: &TargetName, input: &Input) -> Result<Exit> {
+/// Makes one backup for `command`, says what came of it, and leaves a record.
+pub(super) async fn back_up(app: &App, command: &str, target: &TargetName, input: &Input) -> Result<Exit> {
+    let mut run = Run::new(app, command);
+    run.record.target = Some(target.clone());
+    let result = back_up_recorded(app, target, input, &mut run).await;
+    run.end(app, &result).await;
+    result
+}
+
+async fn back_up_recorded(app: &App, target: &TargetName, input: &Input, run: &mut Run) -> Result<Exit> {
     // Before the repository is asked anything.
     input.check()?;
     let begun = Instant::now();
-    let backup = or_cancelled(app, prepare(app, target, input)).await?;
+    let backup = or_cancelled(app, prepare(app, target, input, run)).await?;
     let keys_need_care = keys::tell(app);
     let handle = backup.start()?;
     let counters = handle.counters();
     let manifest = progress::during(&app.output, None, || Shown::saving(&counters.snapshot()), handle.wait()).await?;
+    run.about(&manifest);
+    run.record.recipients.clone_from(&manifest.recipients);
+    run.record.bytes = Some(manifest.plain_bytes());
     match finish(&app.output, &manifest, begun.elapsed())? {
         Exit::Done if keys_need_care => Ok(Exit::Warnings),
         exit => Ok(exit),
     }
 }
 
-async fn prepare(app: &App, target: &TargetName, input: &Input) -> Result<Backup> {
+async fn prepare(app: &App, target: &TargetName, input: &Input, run: &mut Run) -> Result<Backup> {
     let location = location(&app.config)?;
     let recipients = keys::Recipients::load(&app.config).await?.at(app.clock.now())?;
     let signing_key = signing::signing_key(&app.config)?;
     let repository = Repository::open(&location).await?;
+    run.at(&repository);
+    run.record.signer = signing_key.as_ref().map(SigningKey::signer);
     let limits = limits(&app.config, &repository)?;
     let findings = Findings::default();
     let mut backup = Backup::new(repository, target.clone())

@@ -33,7 +33,7 @@ struct Document<'a> {
 
 pub(crate) async fn run(app: &App, args: &ShowArgs) -> Result<Exit> {
     let repository = Repository::open(&location(&app.config)?).await?;
-    let (found, passed_over) = resolve(app, &repository, &args.reference).await?;
+    let (found, passed_over) = resolve(app, &repository, &args.reference, &args.age).await?;
     let (opened, mut exit) = match open(app, &repository, &found).await {
         Ok(opened) if passed_over => (opened, Exit::Warnings),
         Ok(opened) => (opened, Exit::Done),

@@ -9,6 +9,7 @@ use futures::TryStreamExt;
 use serde::Serialize;
 
 use crate::args::VerifyArgs;
+use crate::audit::Run;
 use crate::exit::Exit;
 use crate::output::bytes;
 use crate::progress::{self, Shown};
@@ -69,8 +70,27 @@ struct Work {
 }
 
 pub(crate) async fn run(app: &App, args: &VerifyArgs) -> Result<Exit> {
+    let mut run = Run::new(app, "verify --deep");
+    let result = verify(app, args, &mut run).await;
+    run.end(app, &result).await;
+    result
+}
+
+async fn verify(app: &App, args: &VerifyArgs, run: &mut Run) -> Result<Exit> {
+    if args.all && args.age.not_older_than.is_some() {
+        return Err(Error::config("--not-older-than is about one backup, and --all about every")
+            .with_hint("name the target: that means its latest backup"));
+    }
     let repository = or_cancelled(app, async { Repository::open(&location(&app.config)?).await }).await?;
     let work = or_cancelled(app, work(app, &repository, args)).await?;
+    if args.deep {
+        run.at(&repository);
+        if let [path] = &work.paths[..] {
+            run.record.target = Some(path.target.clone());
+            run.record.backup = Some(path.id.clone());
+        }
+        run.begin(app).await;
+    }
     let mut outcomes = work.outcomes;
     let counters = Counters::default();
     let shown = || {
@@ -121,7 +141,7 @@ fn verdict(repository: &Repository, args: &VerifyArgs, outcomes: &[Outcome]) -> 
 async fn work(app: &App, repository: &Repository, args: &VerifyArgs) -> Result<Work> {
     let mut work = Work::default();
     if !args.all {
-        let (found, passed_over) = resolve(app, repository, &args.reference).await?;
+        let (found, passed_over) = resolve(app, repository, &args.reference, &args.age).await?;
         work.add(found);
         work.passed_over = passed_over;
         return Ok(work);

@@ -5,6 +5,7 @@
 //! <target>/backups/<id>/manifest.json            the commit point, created last
 //! <target>/backups/<id>/<stream>.<nnnnn>.vol     the data
 //! <target>/backups/<id>/running.json             a run in progress
+//! runs/<yyyy>/<mm>/<dd>/<id>.json                who did what; <id>.begun.json when it began
 //! <target>/wal/<system id>/<timeline>/<file>.vol a file of PostgreSQL's write-ahead log
 //! <target>/keys/<data key id>/<seq>.json         a data key, wrapped again for other recipients
 //! ```
@@ -36,11 +37,12 @@ pub const MANIFEST: &str = "manifest.json";
 /// The last part of a heartbeat's path.
 pub const RUNNING: &str = "running.json";
 
+const RUNS: &str = "runs";
 const BACKUPS: &str = "backups";
 const VOLUME_SUFFIX: &str = ".vol";
 const NAME_LEN_MAX: usize = 63;
 /// Names that mean something else: the folder of run records, a way to say "the newest", and the repository's own object.
-const RESERVED: [&str; 3] = ["runs", "latest", REPOSITORY];
+const RESERVED: [&str; 3] = [RUNS, "latest", REPOSITORY];
 
 const ID_TIME: &str = "%Y%m%dT%H%M%SZ";
 const ID_TIME_LEN: usize = 16;
@@ -50,6 +52,18 @@ const ID_LEN: usize = ID_TIME_LEN + 1 + 16;
 /// The path of the object that makes a place a repository.
 pub fn repository() -> Path {
     Path::from(REPOSITORY)
+}
+
+/// The folder of the records of runs.
+pub fn runs() -> Path {
+    Path::from(RUNS)
+}
+
+/// The record of a run: that of its end, or that of its beginning.
+pub fn run_record(id: &BackupId, ended: bool) -> Path {
+    let day = id.timestamp().strftime("%Y/%m/%d").to_string();
+    let suffix = if ended { "json" } else { "begun.json" };
+    Path::from(format!("{RUNS}/{day}/{id}.{suffix}"))
 }
 
 /// What is backed up, by the name that people give it: 1 to 63 of `A-Z a-z 0-9 . _ -`, the first a letter or digit.

@@ -30,6 +30,10 @@ CREATE ROLE tls LOGIN PASSWORD 's3cret'; CREATE ROLE strong LOGIN REPLICATION PA
 
 /// A server with a certificate, which takes client certificates of `clients`.
 async fn server(major: u32, issued: &Issued, clients: &Authority) -> Server {
+    server_with(major, issued, clients, &[]).await
+}
+
+async fn server_with(major: u32, issued: &Issued, clients: &Authority, settings: &[(&str, &str)]) -> Server {
     let server = NewServer::of_major(major)
         .setting("ssl", "on")
         .setting("ssl_cert_file", "server.crt")
@@ -38,8 +42,8 @@ async fn server(major: u32, issued: &Issued, clients: &Authority) -> Server {
         .file("server.crt", &issued.certificate)
         .file("server.key", &issued.key)
         .file("clients.crt", &clients.certificate)
-        .file("pg_hba.conf", HBA)
-        .start();
+        .file("pg_hba.conf", HBA);
+    let server = settings.iter().fold(server, |server, (name, value)| server.setting(name, value)).start();
     server.sql(ROLES).await;
     server
 }
@@ -260,6 +264,19 @@ async fn a_revoked_certificate_is_refused() {
             assert_eq!(result.is_ok(), works, "{mode}: {result:?}");
             assert!(works || chain(&result.unwrap_err()).contains("Revoked"));
         }
+    }
+}
+
+#[tokio::test]
+async fn a_server_of_tls_1_2_is_spoken_to_where_tls_is_demanded_only_when_that_is_asked_for() {
+    let authority = authority();
+    let issued = authority.issue("localhost", &["localhost"]);
+    let server = server_with(15, &issued, &authority, &[("ssl_max_protocol_version", "TLSv1.2")]).await;
+    let client = Client::of(&server);
+    let error = client.refused("user=tls sslmode=require").await;
+    assert!(error.hint().unwrap().contains("ssl_min_protocol_version=TLSv1.2"), "{error:?}");
+    for parameters in ["user=tls sslmode=require ssl_min_protocol_version=TLSv1.2", "user=tls sslmode=prefer"] {
+        assert_eq!(client.tls(parameters).await.as_deref(), Some("TLSv1.2"), "{parameters}");
     }
 }
 

@@ -13,7 +13,8 @@ use futures::TryStreamExt;
 use nix::unistd::{Gid, Group, Uid, User};
 
 use crate::args::RestoreArgs;
-use crate::command::{limits, location, or_cancelled};
+use crate::audit::Run;
+use crate::command::{check_age, limits, location, or_cancelled};
 use crate::exit::Exit;
 use crate::progress::{self, Shown};
 use crate::{App, keys, report};
@@ -29,7 +30,7 @@ pub(super) struct WantedCluster {
 }
 
 /// The base backup that `args` are about; `None` when they are about something else.
-pub(super) async fn wanted(app: &App, args: &RestoreArgs) -> Result<Option<WantedCluster>> {
+pub(super) async fn wanted(app: &App, args: &RestoreArgs, run: &mut Run) -> Result<Option<WantedCluster>> {
     if args.destination.to.is_none() || args.stream.is_some() {
         return match args.cluster.any() {
             true => Err(Error::config("a base backup is restored --to DIR, with all of its streams")
@@ -39,7 +40,9 @@ pub(super) async fn wanted(app: &App, args: &RestoreArgs) -> Result<Option<Wante
     }
     let settings = settings(&args.cluster)?;
     let repository = Repository::open(&location(&app.config)?).await?;
+    run.at(&repository);
     let found = repository.resolve(&args.reference).await?;
+    check_age(app, &found, &args.age)?;
     let is_named = !names_a_target(&args.reference, &found);
     match (found.manifest.kind == Kind::BaseBackup, args.cluster.any()) {
         (false, false) => Ok(None),
@@ -57,17 +60,26 @@ fn names_a_target(reference: &str, found: &Found) -> bool {
     reference == "latest" || reference.contains('@') || reference == found.path.target.as_str()
 }
 
-pub(super) async fn run(app: &App, args: &RestoreArgs, wanted: WantedCluster, begun: Instant) -> Result<Exit> {
+pub(super) async fn run(
+    app: &App,
+    args: &RestoreArgs,
+    wanted: WantedCluster,
+    begun: Instant,
+    run: &mut Run,
+) -> Result<Exit> {
     let warnings = Warnings::default();
-    let (restore, plan) = or_cancelled(app, prepare(app, args, &wanted, &warnings)).await?;
+    run.about(&wanted.found.manifest);
+    let (restore, plan) = or_cancelled(app, prepare(app, args, &wanted, &warnings, run)).await?;
     for line in &plan.notes {
         app.output.note(line);
     }
+    run.begin(app).await;
     let handle = restore.cancel_on(&app.cancel).start()?;
     let counters = handle.counters();
     let total = Some(plan.bytes_total);
     let restored =
         progress::during(&app.output, total, || Shown::restoring(&counters.snapshot()), handle.wait()).await?;
+    run.record.bytes = Some(plan.bytes_total);
     for text in warnings.texts() {
         app.output.warning(text);
     }
@@ -93,6 +105,7 @@ async fn prepare(
     args: &RestoreArgs,
     wanted: &WantedCluster,
     warnings: &Warnings,
+    run: &mut Run,
 ) -> Result<(ClusterRestore, Plan)> {
     let WantedCluster { repository, found, settings } = wanted;
     let identities = keys::identities_at_hand(&app.config).await?;
@@ -110,6 +123,7 @@ async fn prepare(
     };
     let id: BackupId = chosen.id.parse()?;
     let backup = OpenBackup::open(repository, &target.backup(&id), &identities).await?;
+    run.about(backup.manifest());
     if backup.manifest().cluster.as_ref() != Some(&chosen.cluster) {
         // What the choice was based on had not been proved.
         return Err(Error::integrity(format!("the manifest of {} changed while it was read", backup.path())));

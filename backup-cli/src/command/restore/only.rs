@@ -9,18 +9,26 @@ use backup_core::restore::{OnlyRestore, OpenBackup};
 use backup_core::{Error, Result};
 
 use crate::args::RestoreArgs;
-use crate::command::{limits, location, or_cancelled};
+use crate::audit::Run;
+use crate::command::{limits, location, or_cancelled, resolve};
 use crate::exit::Exit;
 use crate::output::bytes;
 use crate::progress::{self, Shown};
 use crate::{App, keys};
 
-pub(super) async fn run(app: &App, args: &RestoreArgs, directory: &Path, begun: Instant) -> Result<Exit> {
+pub(super) async fn run(
+    app: &App,
+    args: &RestoreArgs,
+    directory: &Path,
+    begun: Instant,
+    run: &mut Run,
+) -> Result<Exit> {
     if args.cluster.any() {
         return Err(Error::config("--only restores files, and no cluster that could recover")
             .with_hint("without --only the whole cluster is restored"));
     }
-    let (restore, backup) = or_cancelled(app, prepare(app, args, directory)).await?;
+    let Prepared { restore, backup, passed_over } = or_cancelled(app, prepare(app, args, directory, run)).await?;
+    run.begin(app).await;
     let handle = restore.cancel_on(&app.cancel).start()?;
     let counters = handle.counters();
     let restored =
@@ -40,14 +48,23 @@ pub(super) async fn run(app: &App, args: &RestoreArgs, directory: &Path, begun: 
         app.output.warning("the source of this backup was damaged: see 'backup show'");
         return Ok(Exit::Warnings);
     }
-    Ok(Exit::Done)
+    Ok(if passed_over { Exit::Warnings } else { Exit::Done })
 }
 
-async fn prepare(app: &App, args: &RestoreArgs, directory: &Path) -> Result<(OnlyRestore, OpenBackup)> {
-    let identities = keys::identities(&app.config).await?;
+struct Prepared {
+    restore: OnlyRestore,
+    backup: OpenBackup,
+    passed_over: bool,
+}
+
+async fn prepare(app: &App, args: &RestoreArgs, directory: &Path, run: &mut Run) -> Result<Prepared> {
+    let identities = keys::identities_at_hand(&app.config).await?;
     let repository = Repository::open(&location(&app.config)?).await?;
+    run.at(&repository);
     let limits = limits(&app.config, &repository)?;
-    let found = repository.resolve(&args.reference).await?;
+    let (found, passed_over) = resolve(app, &repository, &args.reference, &args.age).await?;
+    run.about(&found.manifest);
     let backup = OpenBackup::open(&repository, &found.path, &identities).await?;
-    Ok((backup.restore_only(args.only.iter().cloned(), directory).limits(limits), backup))
+    let restore = backup.restore_only(args.only.iter().cloned(), directory).limits(limits);
+    Ok(Prepared { restore, backup, passed_over })
 }

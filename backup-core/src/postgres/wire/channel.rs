@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BytesMut};
 use postgres_protocol::message::backend::Message;
 use tokio::io::{AsyncReadExt, AsyncWrite};
+use zeroize::Zeroize;
 
 use super::frame::{self, Incoming, Phase};
 use super::message::{NoticeCallback, ServerMessage};
@@ -17,6 +18,9 @@ use crate::error::{Error, ErrorKind, Result, Stage};
 
 /// As much is read at once: a Unix socket holds about 200 KiB.
 const READ_BYTES: usize = 256 << 10;
+
+/// Room for what is said at once, to begin with.
+const OUTGOING_BYTES: usize = 4 << 10;
 
 /// So many notices and changed parameters in a row, with nothing else between them, are enough.
 const ASIDES_MAX: u32 = 10_000;
@@ -41,7 +45,8 @@ impl Channel {
             socket,
             phase: Phase::Startup,
             incoming: BytesMut::new(),
-            outgoing: BytesMut::new(),
+            // Enough for a login: a buffer that grows leaves copies behind.
+            outgoing: BytesMut::with_capacity(OUTGOING_BYTES),
             flushed: true,
             deaf: None,
             parameters: Parameters::default(),
@@ -83,16 +88,22 @@ impl Channel {
             self.deaf = Some(error);
         }
         if self.deaf.is_some() {
-            self.outgoing.clear();
+            self.forget(self.outgoing.len());
         }
         Poll::Ready(())
+    }
+
+    /// Drops the first bytes of what was said. They are wiped: one of the messages is a password.
+    fn forget(&mut self, len: usize) {
+        self.outgoing[..len].zeroize();
+        self.outgoing.advance(len);
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.outgoing.is_empty() {
             match ready!(Pin::new(&mut self.socket).poll_write(cx, &self.outgoing))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                sent => self.outgoing.advance(sent),
+                sent => self.forget(sent),
             }
             self.flushed = false;
         }

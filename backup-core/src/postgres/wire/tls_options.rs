@@ -103,7 +103,7 @@ impl TlsOptions {
             crl: file("sslcrl", "root.crl"),
             certificate: file("sslcert", "postgresql.crt").zip(key).filter(|_| certificate_wanted(settings)),
             server_name: settings.switch("sslsni", true)?,
-            versions: versions(settings)?,
+            versions: versions(settings, mode)?,
             system_roots: SystemRoots {
                 file: environment_path("SSL_CERT_FILE"),
                 directory: environment_path("SSL_CERT_DIR"),
@@ -139,8 +139,9 @@ fn refuse_certificate_mode(settings: &Settings<'_>) -> Result<()> {
     }
 }
 
-/// rustls has nothing below TLS 1.2, libpq's own default; whoever allows less gets more.
-fn versions(settings: &Settings<'_>) -> Result<Versions> {
+/// Where TLS is demanded, it is TLS 1.3 unless less is asked for; where none would do, 1.2 is better than none. libpq's own default is 1.2. rustls
+/// has nothing below; whoever allows less gets more.
+fn versions(settings: &Settings<'_>, mode: SslMode) -> Result<Versions> {
     let rank = |key, default| match settings.filled(key) {
         None => Ok(default),
         Some(value) => ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]
@@ -148,7 +149,9 @@ fn versions(settings: &Settings<'_>) -> Result<Versions> {
             .position(|known| known.eq_ignore_ascii_case(value))
             .ok_or_else(|| invalid(key, value)),
     };
-    match (rank("ssl_min_protocol_version", 2)?, rank("ssl_max_protocol_version", 3)?) {
+    let most = rank("ssl_max_protocol_version", 3)?;
+    let least = if mode >= SslMode::Require { most.max(2) } else { 2 };
+    match (rank("ssl_min_protocol_version", least)?, most) {
         (least, most) if least > most => {
             Err(Error::config("ssl_min_protocol_version is above ssl_max_protocol_version"))
         }

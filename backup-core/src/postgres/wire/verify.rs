@@ -11,7 +11,9 @@ use rustls::client::{WebPkiServerVerifier, verify_server_cert_signed_by_trust_an
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme};
+use rustls::{
+    AlertDescription, CertificateError, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme,
+};
 
 use super::certificate::Subject;
 use crate::error::{Error, Result};
@@ -141,7 +143,13 @@ impl ServerCertVerifier for Verifier {
 
 /// What can be done about it.
 pub(super) fn hint(error: &TlsError) -> Option<&'static str> {
-    let TlsError::InvalidCertificate(why) = error else { return None };
+    let why = match error {
+        TlsError::InvalidCertificate(why) => why,
+        TlsError::AlertReceived(AlertDescription::ProtocolVersion) | TlsError::PeerIncompatible(_) => {
+            return Some("does the server know TLS 1.2 at most? ssl_min_protocol_version=TLSv1.2 allows it");
+        }
+        _ => return None,
+    };
     match why {
         CertificateError::UnknownIssuer => {
             Some("is sslrootcert the certificate of the authority that signed the server's?")
