@@ -1,6 +1,6 @@
 //! A site: servers, and the program beside them, run by one user, with a repository and a key that both can reach.
 
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -155,18 +155,4 @@ pub async fn until(what: &str, server: &Server, question: &str) {
         assert!(begun.elapsed() < Duration::from_secs(120), "never: {what}\n{}", server.log());
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-}
-
-/// Makes a directory for a tablespace of `server`; returns its path.
-///
-/// # Panics
-/// When it cannot be made.
-pub fn tablespace(server: &Server, name: &str) -> PathBuf {
-    let location = server.tablespaces().join(name);
-    std::fs::create_dir_all(&location).expect("a directory");
-    let owner = std::fs::metadata(server.data()).expect("a data directory");
-    for made in [&server.tablespaces(), &location] {
-        std::os::unix::fs::chown(made, Some(owner.uid()), Some(owner.gid())).expect("only root runs it as another");
-    }
-    location
 }

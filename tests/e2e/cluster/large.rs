@@ -1,7 +1,7 @@
 //! A large cluster: many relations, a large one, tablespaces.
 
 use backup_tests::postgres::NewServer;
-use backup_tests::site::{Site, opened, tablespace};
+use backup_tests::site::{Site, opened};
 
 use crate::BACKUP;
 
@@ -20,7 +20,7 @@ async fn fifty_thousand_relations_and_a_table_of_two_gigabytes_come_back_intact(
         .setting("shared_buffers", "256MB")
         .start();
     for name in ["one", "two"] {
-        let location = tablespace(&server, name);
+        let location = server.make_tablespace_directory(name);
         server.sql(&format!("CREATE TABLESPACE {name} LOCATION '{}'", location.display())).await;
     }
     server

@@ -78,8 +78,7 @@ async fn replication(server: &Server) -> Connection {
 /// Everything that a server can be asked, on one connection.
 async fn everything(major: u32) {
     let server = NewServer::of_major(major).initdb("--wal-segsize=1").start();
-    let space = server.tablespaces().join("space");
-    server.sql(&format!("COPY (SELECT 1) TO PROGRAM 'mkdir -p {}'", space.display())).await;
+    let space = server.make_tablespace_directory("space");
     server.sql(&format!("CREATE TABLESPACE space LOCATION '{}'", space.display())).await;
     server.sql("CREATE TABLE t TABLESPACE space AS SELECT g FROM generate_series(1, 50000) g").await;
 
