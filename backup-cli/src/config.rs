@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use backup_core::compress::{Compression, LEVEL_DEFAULT, LEVEL_MAX, LEVEL_MIN};
 use backup_core::encrypt::Suite;
+use backup_core::keys::secret::SecretSource;
 use backup_core::repository::Location;
 use backup_core::{Error, Result};
 use bytesize::ByteSize;
@@ -74,13 +75,6 @@ pub(crate) struct Setting<T> {
     pub(crate) origin: Origin,
 }
 
-/// Where the passphrase is to be had.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum PassphraseFrom {
-    File(PathBuf),
-    Command(String),
-}
-
 /// Everything that can be configured, merged.
 #[derive(Debug)]
 pub(crate) struct Config {
@@ -93,7 +87,7 @@ pub(crate) struct Config {
     pub(crate) identity_files: Option<Setting<Vec<PathBuf>>>,
     /// Keys to open with that are not files: `kms:…`, `pkcs11:…`.
     pub(crate) identities: Option<Setting<Vec<String>>>,
-    pub(crate) passphrase: Option<Setting<PassphraseFrom>>,
+    pub(crate) passphrase: Option<Setting<SecretSource>>,
     pub(crate) signing_key_file: Option<Setting<PathBuf>>,
     /// Whose objects are believed; everybody's unless set.
     pub(crate) trusted_signers: Option<Setting<Vec<String>>>,
@@ -421,7 +415,7 @@ impl Layers<'_> {
     }
 
     /// A file and a command can both be named, on different layers: the higher layer wins.
-    fn passphrase(&self, globals: &Globals) -> Result<Option<Setting<PassphraseFrom>>> {
+    fn passphrase(&self, globals: &Globals) -> Result<Option<Setting<SecretSource>>> {
         let names = Names { flag: "--passphrase-file", env: &["BACKUP_PASSPHRASE_FILE"] };
         let from_file =
             self.pick(&names, globals.passphrase_file.clone(), path, |f| f.values.passphrase_file.as_ref())?.map(|s| {
@@ -429,12 +423,12 @@ impl Layers<'_> {
                     (Origin::File { .. }, Some(file)) => file.resolve(&s.value),
                     _ => s.value,
                 };
-                Setting { value: PassphraseFrom::File(resolved), origin: s.origin }
+                Setting { value: SecretSource::File(resolved), origin: s.origin }
             });
         let names = Names { flag: "--passphrase-command", env: &["BACKUP_PASSPHRASE_COMMAND"] };
         let from_command = self
             .pick(&names, globals.passphrase_command.clone(), text, |f| f.values.passphrase_command.as_ref())?
-            .map(|s| Setting { value: PassphraseFrom::Command(s.value), origin: s.origin });
+            .map(|s| Setting { value: SecretSource::Command(s.value), origin: s.origin });
         match (from_file, from_command) {
             (Some(a), Some(b)) if a.origin.layer() == b.origin.layer() => Err(Error::config(format!(
                 "a passphrase file and a passphrase command are both given ({} and {})",

@@ -1,26 +1,21 @@
 //! From configured names, files and commands to recipients and identities.
 
 use std::collections::{BTreeSet, HashSet};
-use std::io;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::Arc;
 
 use backup_core::format::RecipientName;
 use backup_core::keys::age::AgeIdentity;
 use backup_core::keys::passphrase::{self, PassphraseIdentity, PassphraseRecipient};
 use backup_core::keys::policy::{Key, Policy, State};
+use backup_core::keys::secret::SecretSource;
 use backup_core::keys::{self, Identity, Recipient};
 use backup_core::repository::rewrap::named;
 use backup_core::{Error, ErrorKind, Result, Stage};
 use jiff::Timestamp;
-use tokio::io::AsyncReadExt;
-use tokio::process::Command;
-use zeroize::Zeroizing;
 
 use crate::App;
-use crate::config::{Config, Origin, PassphraseFrom, Setting};
-use crate::small_file::{self, SmallFile};
+use crate::config::{Config, Origin, Setting};
 
 /// The longest passphrase in bytes; what is longer is something else.
 const SECRET_LEN_MAX: usize = 64 * 1024;
@@ -274,64 +269,15 @@ pub(crate) fn age_identities(config: &Config) -> Result<Vec<AgeIdentity>> {
 /// Whether the passphrase file, if one is configured, can be used. A command is not run for a check.
 pub(crate) async fn check_passphrase_file(config: &Config) -> Result<()> {
     match &config.passphrase {
-        Some(Setting { value: from @ PassphraseFrom::File(_), .. }) => passphrase(from).await.map(drop),
+        Some(Setting { value: from @ SecretSource::File(_), .. }) => passphrase(from).await.map(drop),
         _ => Ok(()),
     }
 }
 
 /// Cancel safe: a command that still runs is killed.
-async fn passphrase(from: &PassphraseFrom) -> Result<String> {
-    let mut passphrase = match from {
-        PassphraseFrom::File(path) => read_secret(path.clone()).await?,
-        PassphraseFrom::Command(command) => run_for_secret(command).await?,
-    };
-    // Editors and `echo` end the last line; the line end is not meant.
-    let without_line_end = passphrase.trim_end_matches(['\n', '\r']).len();
-    passphrase.truncate(without_line_end);
-    if passphrase.is_empty() {
-        return Err(key_error("the passphrase is empty"));
-    }
+async fn passphrase(from: &SecretSource) -> Result<String> {
     // Whoever takes it wipes it.
-    Ok(std::mem::take(&mut *passphrase))
-}
-
-async fn read_secret(path: PathBuf) -> Result<Zeroizing<String>> {
-    let read = move || {
-        let failed = |e| key_error(format!("could not read the passphrase file {}", path.display())).with_source(e);
-        let file = SmallFile::open(&path).map_err(failed)?;
-        if let Some(mode) = file.mode().filter(|mode| mode & 0o077 != 0) {
-            let message = format!("the passphrase file {} is open to other users (mode {mode:04o})", path.display());
-            return Err(key_error(message).with_hint(format!("chmod 600 {}", path.display())));
-        }
-        file.read(SECRET_LEN_MAX).map_err(failed)
-    };
-    // It may be a pipe that somebody has yet to write to.
-    tokio::task::spawn_blocking(read)
-        .await
-        .map_err(|e| Error::internal(Stage::Keys, "the passphrase file could not be read").with_source(e))?
-}
-
-async fn run_for_secret(command: &str) -> Result<Zeroizing<String>> {
-    let failed = |e: io::Error| key_error(format!("the passphrase command failed: {e}"));
-    // Standard input is the stream to back up. Who must ask a person opens /dev/tty.
-    let mut child = Command::new("sh")
-        .args(["-c", command])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(failed)?;
-    let mut printed = Zeroizing::new(Vec::with_capacity(SECRET_LEN_MAX + 1));
-    if let Some(stdout) = child.stdout.take() {
-        stdout.take(SECRET_LEN_MAX as u64 + 1).read_to_end(&mut printed).await.map_err(failed)?;
-    }
-    let status = child.wait().await.map_err(failed)?;
-    if !status.success() && printed.len() <= SECRET_LEN_MAX {
-        return Err(key_error(format!("the passphrase command failed: {status}")));
-    }
-    small_file::text(printed, SECRET_LEN_MAX)
-        .map_err(|e| key_error("what the passphrase command printed is no passphrase").with_source(e))
+    Ok(std::mem::take(&mut *from.read("passphrase", SECRET_LEN_MAX).await?))
 }
 
 fn key_error(message: impl Into<String>) -> Error {

@@ -1,4 +1,4 @@
-//! Files that are read whole: the configuration, a passphrase. Opened once, so what was checked is what is read.
+//! Files that are read whole, such as the configuration. Opened once, so what was checked is what is read.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
@@ -48,7 +48,7 @@ impl SmallFile {
 }
 
 /// Bytes as a text of at most `bytes_max` bytes.
-pub(crate) fn text(mut bytes: Zeroizing<Vec<u8>>, bytes_max: usize) -> io::Result<Zeroizing<String>> {
+fn text(mut bytes: Zeroizing<Vec<u8>>, bytes_max: usize) -> io::Result<Zeroizing<String>> {
     if bytes.len() > bytes_max {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("longer than {bytes_max} bytes")));
     }

@@ -21,6 +21,7 @@ pub mod passphrase;
 #[cfg(feature = "pkcs11")]
 pub mod pkcs11;
 pub mod policy;
+pub mod secret;
 mod signing;
 
 /// What a data key is for. Recipients whose kind can do so bind their wraps to it, so that whoever may use a key of a key service or an HSM
@@ -108,16 +109,9 @@ pub trait Identity: Send + Sync + fmt::Debug {
 /// # Errors
 /// `Config` when it is none, or of a kind that this build leaves out. Never repeats what it was given: people paste secrets by mistake.
 pub fn parse_recipient(text: &str) -> Result<Arc<dyn Recipient>> {
-    match kind_of(text) {
-        #[cfg(feature = "kms")]
-        "kms" => Ok(Arc::new(text.parse::<kms::KmsKey>()?)),
-        #[cfg(feature = "pkcs11")]
-        "pkcs11" => Ok(Arc::new(text.parse::<pkcs11::Pkcs11Key>()?)),
-        #[cfg(not(feature = "kms"))]
-        "kms" => Err(left_out("kms")),
-        #[cfg(not(feature = "pkcs11"))]
-        "pkcs11" => Err(left_out("pkcs11")),
-        _ => Ok(Arc::new(text.parse::<age::AgeRecipient>()?)),
+    match parse_key_elsewhere(text)? {
+        Some(key) => Ok(key),
+        None => Ok(Arc::new(text.parse::<age::AgeRecipient>()?)),
     }
 }
 
@@ -127,17 +121,32 @@ pub fn parse_recipient(text: &str) -> Result<Arc<dyn Recipient>> {
 /// # Errors
 /// As those of [`parse_recipient`].
 pub fn parse_identity(text: &str) -> Result<Arc<dyn Identity>> {
+    match parse_key_elsewhere(text)? {
+        Some(key) => Ok(key),
+        None => Err(Error::config("an identity that is not in a file is 'kms:arn:…' or 'pkcs11:…'")
+            .with_hint("a secret key of age is named by its file, with --identity-file or BACKUP_IDENTITY_FILE")),
+    }
+}
+
+/// A key that never leaves where it is: to name it is enough for both ways.
+trait KeyElsewhere: Recipient + Identity {}
+#[cfg(feature = "kms")]
+impl KeyElsewhere for kms::KmsKey {}
+#[cfg(feature = "pkcs11")]
+impl KeyElsewhere for pkcs11::Pkcs11Key {}
+
+/// `None` for a text of another kind.
+fn parse_key_elsewhere(text: &str) -> Result<Option<Arc<dyn KeyElsewhere>>> {
     match kind_of(text) {
         #[cfg(feature = "kms")]
-        "kms" => Ok(Arc::new(text.parse::<kms::KmsKey>()?)),
+        "kms" => Ok(Some(Arc::new(text.parse::<kms::KmsKey>()?))),
         #[cfg(feature = "pkcs11")]
-        "pkcs11" => Ok(Arc::new(text.parse::<pkcs11::Pkcs11Key>()?)),
+        "pkcs11" => Ok(Some(Arc::new(text.parse::<pkcs11::Pkcs11Key>()?))),
         #[cfg(not(feature = "kms"))]
         "kms" => Err(left_out("kms")),
         #[cfg(not(feature = "pkcs11"))]
         "pkcs11" => Err(left_out("pkcs11")),
-        _ => Err(Error::config("an identity that is not in a file is 'kms:arn:…' or 'pkcs11:…'")
-            .with_hint("a secret key of age is named by its file, with --identity-file or BACKUP_IDENTITY_FILE")),
+        _ => Ok(None),
     }
 }
 
@@ -204,6 +213,10 @@ pub async fn unwrap_any(
         }
     }
     Err(first_failure.unwrap_or_else(|| none_opens(wraps, identities.is_empty())))
+}
+
+fn key_error(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Key, Stage::Keys, message)
 }
 
 pub(crate) fn no_recipient() -> Error {

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use backup_core::Result;
 use backup_core::encrypt::signature::Signer;
 use backup_core::keys::parse_recipient;
+use backup_core::keys::secret::SecretSource;
 use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::args::ConfigAction;
-use crate::config::{Config, Origin, PassphraseFrom, Setting};
+use crate::config::{Config, Origin, Setting};
 use crate::exit::Exit;
 use crate::output::table;
 use crate::{App, keys, signing};
@@ -88,17 +89,17 @@ fn entries(config: &Config) -> Vec<Entry> {
         entry(key, setting, T::to_string)
     }
     let files = |files: &Vec<PathBuf>| files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", ");
-    let passphrase = |text: fn(&PassphraseFrom) -> Option<String>| {
+    let passphrase = |text: fn(&SecretSource) -> Option<String>| {
         let setting = config.passphrase.as_ref()?;
         Some(Setting { value: text(&setting.value)?, origin: setting.origin.clone() })
     };
     let file = passphrase(|from| match from {
-        PassphraseFrom::File(path) => Some(path.display().to_string()),
-        PassphraseFrom::Command(_) => None,
+        SecretSource::File(path) => Some(path.display().to_string()),
+        SecretSource::Command(_) => None,
     });
     let command = passphrase(|from| match from {
-        PassphraseFrom::Command(command) => Some(program(command)),
-        PassphraseFrom::File(_) => None,
+        SecretSource::Command(command) => Some(program(command)),
+        SecretSource::File(_) => None,
     });
     let names = |keys: &Vec<String>| keys.iter().map(|key| recipient(key)).collect::<Vec<_>>().join(", ");
     let recipients = entry("recipients", config.recipients.as_ref(), names);

@@ -63,7 +63,7 @@ fn paths_in_the_file_are_relative_to_it_and_others_are_not() {
     let config = merged(&["list"], &[], FILE).unwrap();
     assert_eq!(config.repository().unwrap(), "/etc/backup/backups");
     assert_eq!(config.identity_files.unwrap().value, [Path::new("/etc/backup/keys/a.txt"), Path::new("/b.txt")]);
-    assert_eq!(config.passphrase.unwrap().value, PassphraseFrom::File("/etc/backup/secret".into()));
+    assert_eq!(config.passphrase.unwrap().value, SecretSource::File("/etc/backup/secret".into()));
     let config = merged(&["list"], &[("BACKUP_REPO", "backups"), ("BACKUP_IDENTITY_FILE", "k")], FILE).unwrap();
     assert_eq!(config.repository().unwrap(), "backups");
     assert_eq!(config.identity_files.unwrap().value, [Path::new("k")]);
@@ -89,7 +89,7 @@ fn recipients_are_separated_by_commas_in_the_environment() {
 fn of_a_passphrase_file_and_command_the_higher_layer_wins_and_equals_are_refused() {
     let command = ("BACKUP_PASSPHRASE_COMMAND", "pass show backup");
     let config = merged(&["list"], &[command], FILE).unwrap();
-    assert_eq!(config.passphrase.unwrap().value, PassphraseFrom::Command("pass show backup".into()));
+    assert_eq!(config.passphrase.unwrap().value, SecretSource::Command("pass show backup".into()));
     assert!(merged(&["list"], &[command, ("BACKUP_PASSPHRASE_FILE", "/p")], FILE).is_err());
 }
 

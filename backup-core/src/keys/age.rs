@@ -3,9 +3,7 @@
 //! A wrap is a binary age file for one recipient that holds the 32 bytes of the data key, so `age -d -i key.txt` opens it.
 
 use std::fmt;
-use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -14,6 +12,7 @@ use age::{DecryptError, x25519};
 use futures::future::BoxFuture;
 use zeroize::Zeroizing;
 
+use super::secret::read_private_file;
 use super::{EncryptionContext, Identity, Recipient, Wrap};
 use crate::clock::Clock;
 use crate::durable;
@@ -24,7 +23,7 @@ use crate::error::{Error, ErrorKind, Result, Stage};
 pub const KIND: &str = "age";
 
 /// An identity file holds a line for each key; a larger file is something else.
-const IDENTITY_FILE_MAX: u64 = 64 * 1024;
+const IDENTITY_FILE_MAX: usize = 64 * 1024;
 
 /// The public half of an age key, `age1…`: a host that has only this can write backups and not read them.
 #[derive(Clone)]
@@ -93,24 +92,7 @@ impl AgeIdentity {
     /// # Errors
     /// Of kind [`ErrorKind::Key`], when the file cannot be read, is open to others, or holds anything else than age keys.
     pub fn load(path: &Path) -> Result<Self> {
-        let failed = |e: std::io::Error| {
-            Error::new(ErrorKind::Key, Stage::Keys, format!("could not read the identity file {}", path.display()))
-                .with_source(e)
-        };
-        let file = File::open(path).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
-        let mode = metadata.permissions().mode() & 0o777;
-        if metadata.is_file() && mode & 0o077 != 0 {
-            let message = format!("the identity file {} is open to other users (mode {mode:04o})", path.display());
-            return Err(
-                Error::new(ErrorKind::Key, Stage::Keys, message).with_hint(format!("chmod 600 {}", path.display()))
-            );
-        }
-        let mut text = Zeroizing::new(String::new());
-        file.take(IDENTITY_FILE_MAX + 1).read_to_string(&mut text).map_err(failed)?;
-        if text.len() as u64 > IDENTITY_FILE_MAX {
-            return Err(not_an_identity(&format!("more than {IDENTITY_FILE_MAX} bytes")).in_file(path));
-        }
+        let text = read_private_file(path, "identity file", IDENTITY_FILE_MAX)?;
         parse_identities(&text).map_err(|reason| reason.in_file(path))
     }
 
@@ -264,6 +246,7 @@ fn what_is(line: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
     use std::sync::Arc;
 
     use super::*;

@@ -9,7 +9,6 @@
 //! Both bind the [`EncryptionContext`]. Why not RSA: `docs/decisions/0008-hpke-on-tokens.md`.
 
 mod hpke;
-mod pin;
 mod token;
 mod uri;
 
@@ -23,7 +22,8 @@ use cryptoki::types::AuthPin;
 use futures::future::BoxFuture;
 use tokio::sync::OnceCell;
 
-use super::{EncryptionContext, Identity, Recipient, Wrap};
+use super::secret::SecretSource;
+use super::{EncryptionContext, Identity, Recipient, Wrap, key_error};
 use crate::encrypt::{DATA_KEY_LEN, DataKey, TAG_LEN};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use hpke::SEALED_LEN;
@@ -37,6 +37,9 @@ pub const KIND: &str = "pkcs11";
 const BY_HPKE: u8 = 1;
 const BY_AES_GCM: u8 = 2;
 const AES_GCM_LEN: usize = NONCE_LEN + DATA_KEY_LEN + TAG_LEN;
+
+/// Tokens allow some tens of characters.
+const PIN_LEN_MAX: usize = 1024;
 
 /// How long a token may take, the PIN's command apart. A call into a module cannot be called back: later ones then wait for it in vain.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -114,7 +117,7 @@ impl Pkcs11Key {
 
     async fn pin(&self) -> Result<Option<AuthPin>> {
         let Some(source) = &self.0.uri.pin else { return Ok(None) };
-        self.0.pin.get_or_try_init(|| pin::read(source)).await.cloned().map(Some)
+        self.0.pin.get_or_try_init(|| read_pin(source)).await.cloned().map(Some)
     }
 
     /// Does `job` in a session, after a login with `pin` if it is `Some`.
@@ -225,8 +228,9 @@ fn module_of(uri: &Uri) -> Result<PathBuf> {
     })
 }
 
-fn key_error(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Key, Stage::Keys, message)
+async fn read_pin(source: &SecretSource) -> Result<AuthPin> {
+    // Whoever takes it wipes it.
+    Ok(AuthPin::from(std::mem::take(&mut *source.read("PIN", PIN_LEN_MAX).await?)))
 }
 
 fn no_public_half(uri: &Uri) -> Error {

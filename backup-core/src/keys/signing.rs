@@ -1,22 +1,21 @@
 //! Signing keys in files: PKCS#8 in PEM (RFC 8410), as `openssl genpkey -algorithm ed25519` writes it.
 
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use data_encoding::BASE64;
 use zeroize::Zeroizing;
 
+use super::key_error;
+use super::secret::read_private_file;
 use crate::clock::Clock;
 use crate::durable;
 use crate::encrypt::signature::SigningKey;
-use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::error::Result;
 
 const BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
 const END: &str = "-----END PRIVATE KEY-----";
 /// A key is some two hundred bytes; a larger file is something else.
-const FILE_LEN_MAX: u64 = 16 * 1024;
+const FILE_LEN_MAX: usize = 16 * 1024;
 
 impl SigningKey {
     /// Reads the key from a PEM file. Blocks; the file is at most 16 KiB.
@@ -26,19 +25,7 @@ impl SigningKey {
     /// # Errors
     /// Of kind [`ErrorKind::Key`], when the file cannot be read, is open to others, or holds anything else than one Ed25519 key.
     pub fn load(path: &Path) -> Result<Self> {
-        let failed = |e: std::io::Error| {
-            key_error(format!("could not read the signing key file {}", path.display())).with_source(e)
-        };
-        let file = File::open(path).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
-        let mode = metadata.permissions().mode() & 0o777;
-        if metadata.is_file() && mode & 0o077 != 0 {
-            let message = format!("the signing key file {} is open to other users (mode {mode:04o})", path.display());
-            return Err(key_error(message).with_hint(format!("chmod 600 {}", path.display())));
-        }
-        // With its capacity from the start: a string that grows leaves copies behind.
-        let mut text = Zeroizing::new(String::with_capacity(usize::try_from(FILE_LEN_MAX).unwrap_or(0) + 1));
-        file.take(FILE_LEN_MAX + 1).read_to_string(&mut text).map_err(failed)?;
+        let text = read_private_file(path, "signing key file", FILE_LEN_MAX)?;
         parse(&text).map_err(|reason| {
             key_error(format!("{} is not a usable signing key: {reason}", path.display())).with_hint(
                 "it is an Ed25519 key in PEM, as 'backup key generate --signing FILE' or 'openssl genpkey -algorithm ed25519' writes it",
@@ -71,9 +58,6 @@ impl SigningKey {
 
 /// The key in a PEM text. The reason never quotes the text.
 fn parse(text: &str) -> Result<SigningKey, &'static str> {
-    if text.len() as u64 > FILE_LEN_MAX {
-        return Err("it is too long");
-    }
     if text.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----") {
         return Err("it is protected by a passphrase");
     }
@@ -88,13 +72,12 @@ fn parse(text: &str) -> Result<SigningKey, &'static str> {
     SigningKey::from_pkcs8(&der).ok_or("it is no Ed25519 key")
 }
 
-fn key_error(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Key, Stage::Keys, message)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+    use crate::ErrorKind;
     use crate::clock::SystemClock;
 
     #[test]

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use backup_core::jiff::tz::TimeZone;
+use backup_core::keys::secret::SecretSource;
 use backup_core::postgres::ConnInfo;
 use backup_core::postgres::choose::{Fit, Wanted};
 use backup_core::postgres::recovery::{
@@ -14,7 +15,7 @@ use backup_core::{Error, Result};
 use crate::App;
 use crate::args::{ArchiveModeFlag, ClusterFlags, TargetActionFlag};
 use crate::command::location;
-use crate::config::{Origin, PassphraseFrom, Setting};
+use crate::config::{Origin, Setting};
 
 /// What was asked for, understood.
 #[derive(Debug, Clone)]
@@ -132,8 +133,8 @@ fn restore_command(app: &App, target: &TargetName, standby: bool) -> Result<(Res
         add("--identity", identity.clone());
     }
     match elsewhere(&config.passphrase) {
-        Some(PassphraseFrom::File(path)) => add("--passphrase-file", absolute(path)?.1),
-        Some(PassphraseFrom::Command(_)) => {
+        Some(SecretSource::File(path)) => add("--passphrase-file", absolute(path)?.1),
+        Some(SecretSource::Command(_)) => {
             return Err(Error::config(
                 "the restored server needs the passphrase too, and a command for it may hold secrets",
             )

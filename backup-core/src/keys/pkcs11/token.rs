@@ -19,10 +19,10 @@ use cryptoki::types::AuthPin;
 use zeroize::Zeroizing;
 
 use super::hpke::{POINT_LEN, Point, SHARED_LEN};
-use super::key_error;
 use super::uri::Uri;
 use crate::encrypt::random;
 use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::keys::key_error;
 
 /// Length of the nonce that is stored before what AES-GCM sealed.
 pub(super) const NONCE_LEN: usize = 12;

@@ -9,19 +9,13 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_e
 
 use super::hpke::{POINT_LEN, Point};
 use crate::error::{Error, Result};
+use crate::keys::secret::SecretSource;
 
 pub(super) const SCHEME: &str = "pkcs11:";
 const URI_LEN_MAX: usize = 4096;
 /// What need not be encoded in either half. A comma may stand there too, but separates recipients in lists of ours.
 const ENCODED: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/').remove(b':');
-
-/// Where the PIN is to be had.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum PinSource {
-    File(PathBuf),
-    Command(String),
-}
 
 /// What a URI says.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -33,7 +27,7 @@ pub(super) struct Uri {
     pub(super) object: Option<String>,
     pub(super) id: Option<Vec<u8>>,
     pub(super) module: Option<PathBuf>,
-    pub(super) pin: Option<PinSource>,
+    pub(super) pin: Option<SecretSource>,
     /// Not of the RFC, which leaves room for such attributes: the public half, so that the token need not be there to encrypt to it.
     pub(super) public_key: Option<Point>,
 }
@@ -77,16 +71,16 @@ impl Uri {
 }
 
 /// `/path`, `file:/path`, or `|command`.
-fn pin_source(text: &str) -> Result<PinSource, String> {
+fn pin_source(text: &str) -> Result<SecretSource, String> {
     if let Some(command) = text.strip_prefix('|') {
         return match command.trim() {
             "" => Err("the command that prints the PIN is empty".to_owned()),
-            command => Ok(PinSource::Command(command.to_owned())),
+            command => Ok(SecretSource::Command(command.to_owned())),
         };
     }
     let path = text.strip_prefix("file://").or_else(|| text.strip_prefix("file:")).unwrap_or(text);
     if path.starts_with('/') {
-        Ok(PinSource::File(PathBuf::from(path)))
+        Ok(SecretSource::File(PathBuf::from(path)))
     } else {
         // Neither is a PIN that somebody took 'source' to mean repeated.
         Err("'pin-source' is neither an absolute path nor a '|' and a command".to_owned())
@@ -155,8 +149,8 @@ impl fmt::Display for Uri {
         let module =
             self.module.as_ref().map(|path| format!("module-path={}", encode(path.as_os_str().as_encoded_bytes())));
         let pin = self.pin.as_ref().map(|source| match source {
-            PinSource::File(path) => format!("pin-source={}", encode(path.as_os_str().as_encoded_bytes())),
-            PinSource::Command(command) => format!("pin-source=%7C{}", encode(command.as_bytes())),
+            SecretSource::File(path) => format!("pin-source={}", encode(path.as_os_str().as_encoded_bytes())),
+            SecretSource::Command(command) => format!("pin-source=%7C{}", encode(command.as_bytes())),
         });
         let public_key = self.public_key.map(|point| format!("public-key={}", BASE64URL_NOPAD.encode(&point)));
         let path: Vec<String> = path.into_iter().flatten().collect();
@@ -185,7 +179,7 @@ mod tests {
             assert_eq!(text.parse::<Uri>().unwrap().to_string(), text);
         }
         let uri: Uri = "pkcs11:object=dr;type=private?pin-source=file:/etc/pin".parse().unwrap();
-        assert_eq!(uri.pin, Some(PinSource::File("/etc/pin".into())));
+        assert_eq!(uri.pin, Some(SecretSource::File("/etc/pin".into())));
         let public = "pkcs11:object=dr?module-path=/m&pin-source=/p".parse::<Uri>().unwrap().public();
         assert_eq!(public.to_string(), "pkcs11:object=dr");
     }
