@@ -14,6 +14,8 @@ pub const PIN: &str = "pin-4711-hush";
 
 const SO_PIN: &str = "so-pin-0815";
 /// Where distributions put the module.
+const SPIES: [&str; 3] =
+    ["/usr/lib/x86_64-linux-gnu/pkcs11-spy.so", "/usr/lib/aarch64-linux-gnu/pkcs11-spy.so", "/usr/lib/pkcs11-spy.so"];
 const MODULES: [&str; 4] = [
     "/usr/lib/softhsm/libsofthsm2.so",
     "/usr/lib64/softhsm/libsofthsm2.so",
@@ -47,6 +49,15 @@ impl Token {
     pub fn module() -> PathBuf {
         let found = MODULES.iter().map(Path::new).find(|path| path.exists());
         found.expect("no SoftHSM; run: scripts/install-deps test").to_owned()
+    }
+
+    /// OpenSC's module that writes down what another one, which `PKCS11SPY` names, is asked.
+    ///
+    /// # Panics
+    /// Without it.
+    pub fn spy() -> PathBuf {
+        let found = SPIES.iter().map(Path::new).find(|path| path.exists());
+        found.expect("no pkcs11-spy; run: scripts/install-deps test").to_owned()
     }
 
     /// Makes a pair of P-256 on it.

@@ -110,6 +110,38 @@ fn a_wrong_pin_a_pin_in_the_open_and_a_missing_key_are_told() {
 }
 
 #[test]
+fn a_wrong_pin_is_tried_once_however_much_there_is_to_open() {
+    let token = Token::create();
+    token.pair("dr", "01");
+    let mut host = Host::new(BACKUP);
+    let identity = token.connect(&mut host, "dr");
+    host.set("BACKUP_RECIPIENTS", recipient_of(&host, &identity));
+    for text in ["one", "two", "three"] {
+        host.save("app", text);
+    }
+    let logins = host.path("calls");
+    host.set("PKCS11SPY", Token::module());
+    host.set("PKCS11SPY_OUTPUT", &logins);
+    let verify = |pin: &str| {
+        let pin_file = host.write("pin", pin);
+        std::fs::set_permissions(&pin_file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let (spy, pin_file) = (Token::spy(), pin_file.display());
+        let spied = format!("pkcs11:token={TOKEN};object=dr?module-path={}&pin-source={pin_file}", spy.display());
+        let verified = host.backup(["verify", "--all", "--deep", "--identity", &spied]).run();
+        let calls = String::from_utf8_lossy(&std::fs::read(&logins).unwrap()).matches("C_Login\n").count();
+        std::fs::remove_file(&logins).unwrap();
+        (verified, calls)
+    };
+    let (verified, calls) = verify(PIN);
+    verified.succeeded();
+    assert!(calls >= 3, "the spy sees logins: {calls}");
+    let (verified, calls) = verify("0000");
+    let verified = verified.failed(12).saying("could not be verified");
+    assert!(String::from_utf8_lossy(verified.stdout()).contains("is not that of the token"), "{verified}");
+    assert_eq!(calls, 1, "each further one would bring the token nearer to locking itself");
+}
+
+#[test]
 fn a_public_key_that_is_no_point_is_refused_before_anything_is_stored() {
     let host = Host::initialised(BACKUP);
     let zeros = "A".repeat(86);

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use age::secrecy::ExposeSecret;
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error as TokenError, RvError};
 use cryptoki::mechanism::Mechanism;
@@ -35,6 +36,9 @@ const POINT_DER: [u8; 2] = [0x04, POINT_LEN as u8];
 struct Module {
     context: Pkcs11,
     busy: Mutex<()>,
+    /// PINs that a token, by its serial number, has refused: each further try would bring it nearer to locking itself, and not all say when they are
+    /// about to.
+    refused: Mutex<Vec<(String, AuthPin)>>,
 }
 
 static MODULES: Mutex<BTreeMap<PathBuf, Arc<Module>>> = Mutex::new(BTreeMap::new());
@@ -62,7 +66,7 @@ fn module(path: &Path) -> Result<Arc<Module>> {
         Ok(()) | Err(TokenError::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
         Err(e) => return Err(unusable(e)),
     }
-    let module = Arc::new(Module { context, busy: Mutex::new(()) });
+    let module = Arc::new(Module { context, busy: Mutex::new(()), refused: Mutex::default() });
     modules.insert(path.to_owned(), Arc::clone(&module));
     Ok(module)
 }
@@ -71,6 +75,7 @@ fn module(path: &Path) -> Result<Arc<Module>> {
 pub(super) struct Connection<'a> {
     // Closed before the module is free again: fields are dropped in their order.
     session: Session,
+    module: &'a Module,
     uri: &'a Uri,
     info: TokenInfo,
     _busy: MutexGuard<'a, ()>,
@@ -82,7 +87,7 @@ pub(super) fn with_token<T>(path: &Path, uri: &Uri, job: impl FnOnce(&Connection
     let busy = module.busy.lock().unwrap_or_else(PoisonError::into_inner);
     let (slot, info) = find_token(&module.context, uri)?;
     let session = module.context.open_ro_session(slot).map_err(|e| failed(uri, "open a session", &e))?;
-    job(&Connection { session, uri, info, _busy: busy })
+    job(&Connection { session, module: &module, uri, info, _busy: busy })
 }
 
 fn find_token(context: &Pkcs11, uri: &Uri) -> Result<(Slot, TokenInfo)> {
@@ -138,11 +143,23 @@ impl Connection<'_> {
                 "name a file in the URI: …?pin-source=/etc/backup/pin, or a command: …?pin-source=%7Ccommand",
             ));
         }
+        let refused = || {
+            key_error(format!("the PIN is not that of the token '{}'", info.label()))
+                .with_hint("several wrong ones lock it")
+        };
+        let tried = pin.map(|pin| (info.serial_number().to_owned(), pin.clone()));
+        let mut known = self.module.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |(serial, pin): &(String, AuthPin)| {
+            tried.as_ref().is_some_and(|(of, tried)| of == serial && tried.expose_secret() == pin.expose_secret())
+        };
+        if known.iter().any(same) {
+            return Err(refused());
+        }
         match self.session.login(UserType::User, pin) {
             Ok(()) | Err(TokenError::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
             Err(TokenError::Pkcs11(RvError::PinIncorrect | RvError::PinLenRange | RvError::PinInvalid, _)) => {
-                Err(key_error(format!("the PIN is not that of the token '{}'", info.label()))
-                    .with_hint("several wrong ones lock it"))
+                known.extend(tried);
+                Err(refused())
             }
             Err(e) => Err(failed(self.uri, "log in", &e)),
         }
