@@ -23,7 +23,7 @@ impl SigningKey {
     /// A file that others could read is refused: they could sign, too.
     ///
     /// # Errors
-    /// Of kind [`ErrorKind::Key`], when the file cannot be read, is open to others, or holds anything else than one Ed25519 key.
+    /// Of kind [`ErrorKind::Key`](crate::ErrorKind::Key), when the file cannot be read, is open to others, or holds anything else than one Ed25519 key.
     pub fn load(path: &Path) -> Result<Self> {
         let text = read_private_file(path, "signing key file", FILE_LEN_MAX)?;
         parse(&text).map_err(|reason| {
@@ -36,7 +36,7 @@ impl SigningKey {
     /// Writes the key to `path`, which must not exist: mode 0600, made durable, missing directories made with mode 0700. Blocks.
     ///
     /// # Errors
-    /// Of kind [`ErrorKind::Key`].
+    /// Of kind [`ErrorKind::Key`](crate::ErrorKind::Key).
     pub fn create_file(&self, path: &Path, clock: &dyn Clock) -> Result<()> {
         let created = clock.now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         // What precedes the first line of dashes is for people (RFC 7468, section 2).
