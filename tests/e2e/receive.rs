@@ -413,3 +413,43 @@ async fn an_archive_that_ends_with_the_tail_of_its_first_segment_is_gone_on_with
     assert_eq!(checked["clusters"][0]["timelines"][0]["ranges"][0]["first"], first.as_str(), "{checked}");
     same(&host, &server, &lsn).await;
 }
+
+/// Somebody archives a later segment while nobody receives: the server still has what lies before it, and must not forget it.
+#[tokio::test]
+async fn a_hole_that_the_slot_still_holds_is_received_and_a_foreign_segment_hides_nothing() {
+    for major in [14, 15] {
+        let (server, mut host) = world(major);
+        let slot = ["--slot", "backup", "--create-slot"];
+        let received = async |host: &Host| {
+            let running = receive(host, &server, &slot);
+            received_from(&server).await;
+            write(&server).await;
+            let lsn = position(&server).await;
+            durable(&server, &lsn).await;
+            running.signal(Signal::TERM);
+            running.wait().succeeded();
+            lsn
+        };
+        received(&host).await;
+        for _ in 0..4 {
+            write(&server).await;
+        }
+        let newest = server.value("SELECT pg_walfile_name(pg_current_wal_flush_lsn())").await;
+        server.sql("SELECT pg_switch_wal()").await;
+        host.backup(["wal", "push"]).args([&server.data().join("pg_wal").join(&newest)]).run().succeeded();
+        let checked = host.backup(["wal", "check"]).run().saying("are missing");
+        assert_eq!(checked.code(), Some(3), "{checked}");
+
+        // Who believes only some does not go on behind what somebody else has put there.
+        let signer = host.backup(["key", "generate", "--signing"]).args([host.path("sign.pem")]).run().succeeded();
+        let signer = String::from_utf8_lossy(signer.stdout()).trim().to_owned();
+        host.set("BACKUP_TRUSTED_SIGNERS", &signer);
+        receive(&host, &server, &slot).wait().failed(13).saying("is not trusted");
+        host.unset("BACKUP_TRUSTED_SIGNERS");
+
+        let lsn = received(&host).await;
+        let checked = host.backup(["wal", "check", "--json"]).run().json();
+        assert_eq!(checked["problems"], serde_json::json!([]), "{major}: {checked}");
+        same(&host, &server, &lsn).await;
+    }
+}

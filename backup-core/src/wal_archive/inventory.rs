@@ -237,10 +237,7 @@ impl Seen {
         let Some(newest) = self.names(timeline).next_back() else { return Ok(found) };
         let file = WalFile::Segment(newest);
         let damaged = |what: String| Error::integrity(format!("{} {what} (offset 0)", archive.file(file)));
-        let Some(stored) = StoredFile::find(repository, archive, file).await? else {
-            let message = format!("{} was listed, and is gone", archive.file(file));
-            return Err(Error::new(ErrorKind::Unavailable, Stage::Catalog, message));
-        };
+        let stored = StoredFile::find_listed(repository, archive, file).await?;
         let bytes = stored.plaintext.bytes;
         let size = u32::try_from(bytes).ok().and_then(SegmentSize::new);
         let size = size.ok_or_else(|| damaged(format!("holds {bytes} bytes, which is no segment size")))?;

@@ -15,12 +15,12 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::Archiver;
-use super::inventory::Inventory;
 use crate::encrypt::random;
 use crate::error::{Error, ErrorKind, Result, Stage};
-use crate::postgres::wal::{History, Lsn, SegmentName, SegmentSize, SystemIdentifier, Timeline, WalFile};
-use crate::postgres::wire::{ConnectOptions, Connection, Identity, Mode, WalPosition, sqlstate};
+use crate::postgres::wal::{Lsn, SegmentName, SegmentSize, SystemIdentifier, Timeline, WalFile};
+use crate::postgres::wire::{ConnectOptions, Connection, Mode, WalPosition, sqlstate};
 
+mod begin;
 mod filling;
 mod session;
 mod upload;
@@ -257,93 +257,6 @@ impl Receiver {
         }
     }
 
-    /// Where to begin: behind what is durable, else where the slot stands, else where the server is; always at the beginning of a segment.
-    async fn start(
-        &self,
-        connection: &mut Connection,
-        identity: &Identity,
-        size: SegmentSize,
-        slot: Option<&str>,
-        known: &mut Known,
-    ) -> Result<WalPosition> {
-        let of_segment = |position: WalPosition| WalPosition { lsn: size.start_of(position.lsn), ..position };
-        let at_server = of_segment(WalPosition { lsn: identity.position, timeline: identity.timeline });
-        if let Some(from) = known.gap_from.take() {
-            self.tell(&ReceiverEvent::Gap { from, to: at_server.lsn });
-            return Ok(at_server);
-        }
-        if let Some(durable) = known.durable {
-            return Ok(of_segment(durable));
-        }
-        if let Some(archived) = self.archived(connection, identity, size).await? {
-            return Ok(archived);
-        }
-        if let (Slot::Existing(_) | Slot::Created(_), Some(name)) = (&self.options.slot, slot)
-            && let Some(position) = self.restart(connection, identity, name).await?
-        {
-            return Ok(of_segment(position));
-        }
-        Ok(at_server)
-    }
-
-    /// From where on the server keeps its log for a slot.
-    async fn restart(
-        &self,
-        connection: &mut Connection,
-        identity: &Identity,
-        slot: &str,
-    ) -> Result<Option<WalPosition>> {
-        if connection.server_major()? >= 15 {
-            let position = connection.read_replication_slot(slot).await?;
-            return Ok(position
-                .and_then(|position| position.restart)
-                .map(|(lsn, timeline)| WalPosition { lsn, timeline }));
-        }
-        // Older servers tell by SQL only, which takes a connection of the other kind.
-        let options = self.options.connect.clone().with_default_database("postgres");
-        let asked = heard(async {
-            let mut connection = Connection::connect(&options, Mode::Sql).await?;
-            connection.query("SELECT slot_name, restart_lsn FROM pg_replication_slots").await
-        });
-        let rows = asked.await.map_err(|e| {
-            let message = format!("cannot ask the server where the slot {slot} stands");
-            Error::new(e.kind(), Stage::Source, message).with_source(e).with_hint(
-                "before PostgreSQL 15 this takes an ordinary connection, to the database of CONNINFO or 'postgres': allow it in pg_hba.conf",
-            )
-        })?;
-        let row = rows.into_iter().find(|row| matches!(&row[..], [Some(name), ..] if name == slot));
-        let lsn = row.and_then(|row| row.get(1)?.as_deref()?.parse::<Lsn>().ok());
-        let Some(lsn) = lsn else { return Ok(None) };
-        let timeline = history(connection, identity).await?.timeline_at(lsn);
-        Ok(Some(WalPosition { lsn, timeline }))
-    }
-
-    /// Where the archive ends, on the server's timeline or on one that it descends from.
-    async fn archived(
-        &self,
-        connection: &mut Connection,
-        identity: &Identity,
-        size: SegmentSize,
-    ) -> Result<Option<WalPosition>> {
-        let inventory = Inventory::read(self.archiver.repository(), self.archiver.target()).await?;
-        let Some(cluster) = inventory.clusters.into_iter().find(|c| c.system_identifier == identity.system) else {
-            return Ok(None);
-        };
-        let history = history(connection, identity).await?;
-        let ends = cluster.timelines.iter().filter_map(|found| {
-            // What is known by its tail alone is received again, whole.
-            let end = found.ranges.last().map(|range| range.end).or_else(|| found.tail_segment?.start(size))?;
-            match history.left_at(found.timeline) {
-                // Its last segment was not full, and may be known only by its tail.
-                Some(left_at) => Some(WalPosition { lsn: end.min(size.start_of(left_at)), timeline: found.timeline }),
-                None => {
-                    (found.timeline == identity.timeline).then_some(WalPosition { lsn: end, timeline: found.timeline })
-                }
-            }
-        });
-        Ok(ends.max_by_key(|end| end.timeline))
-    }
-
     /// What a server's refusal means. Log that it has removed is a gap, which nobody jumps over without having been told to.
     fn lost(&self, error: Error, start: WalPosition, known: &mut Known) -> Error {
         match sqlstate(&error) {
@@ -384,17 +297,6 @@ impl Receiver {
     fn tell(&self, event: &ReceiverEvent) {
         if let Some(callback) = &self.options.on_event {
             callback(event);
-        }
-    }
-}
-
-/// The history of the server's timeline.
-async fn history(connection: &mut Connection, identity: &Identity) -> Result<History> {
-    match identity.timeline {
-        Timeline::FIRST => Ok(History::of_first(Timeline::FIRST)),
-        timeline => {
-            let content = connection.timeline_history(timeline).await?.content;
-            History::parse(timeline, &String::from_utf8_lossy(&content))
         }
     }
 }

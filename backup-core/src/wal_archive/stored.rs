@@ -58,6 +58,22 @@ impl StoredFile {
         }
     }
 
+    /// The same for a file that was listed.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find), and `Unavailable` when it is gone. Cancel safe.
+    pub(super) async fn find_listed(repository: &Repository, archive: &WalPath, file: WalFile) -> Result<Self> {
+        Self::find(repository, archive, file).await?.ok_or_else(|| {
+            let message = format!("{} was listed, and is gone", archive.file(file));
+            Error::new(ErrorKind::Unavailable, Stage::Catalog, message)
+        })
+    }
+
+    /// Refuses a file whose footer is not sound, or not signed by somebody who is trusted where there are such. Needs no key. Cancel safe.
+    pub(super) async fn check_claim(&self) -> Result<()> {
+        self.stored.claimed().await.map(drop)
+    }
+
     async fn read(stored: Stored, head: bytes::Bytes, name: &ObjectName) -> Result<Self> {
         let (preamble, commitment) = stored.preamble_in(head).await?;
         if preamble.header.name != *name {
