@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use jiff::civil::Date;
@@ -16,7 +17,7 @@ use super::Repository;
 use super::layout::{BackupId, TargetName, run_record, runs};
 use crate::clock::Clock;
 use crate::encrypt::signature::Signer;
-use crate::error::{Error, Result, Stage};
+use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::RecipientName;
 
 /// The longest record in bytes.
@@ -149,14 +150,22 @@ impl Repository {
         let (prefix, offset) = (runs(), Path::from(format!("{}/{}", runs(), since.strftime("%Y/%m/%d"))));
         let failed = |e| self.error(e, "list", &prefix).at(Stage::Catalog);
         let objects = self.store().list_with_offset(Some(&prefix), &offset).map_err(failed);
-        let read = objects.map_ok(|object| async move { self.read_small(&object.location, RECORD_LEN_MAX).await });
+        let read = objects.map_ok(|object| async move {
+            let bytes = match self.read_small(&object.location, RECORD_LEN_MAX).await {
+                // Longer than any record.
+                Err(error) if error.kind() == ErrorKind::Integrity => Some(Bytes::new()),
+                other => other?,
+            };
+            Ok(bytes.map(|bytes| (object.location, bytes)))
+        });
         let mut found: BTreeMap<BackupId, RunRecord> = BTreeMap::new();
         let mut unreadable = 0;
         let mut records = read.try_buffer_unordered(FETCHES).boxed();
-        while let Some(bytes) = records.try_next().await? {
-            let Some(bytes) = bytes else { continue };
+        while let Some(record) = records.try_next().await? {
+            let Some((location, bytes)) = record else { continue };
             match serde_json::from_slice::<RunRecord>(&bytes) {
-                Ok(run) if run.format == 1 => {
+                // One under another's name would hide that one.
+                Ok(run) if run.format == 1 && run_record(&run.id, run.outcome.is_some()) == location => {
                     let known = found.get(&run.id);
                     if known.is_none_or(|known| known.outcome.is_none()) {
                         found.insert(run.id.clone(), run);
@@ -207,12 +216,16 @@ mod tests {
         let repository = Repository::in_memory().await.unwrap();
         let run = begun();
         repository.record(&run).await.unwrap();
-        for (name, bytes) in [("x.json", "{}"), ("y.json", "not JSON")] {
+        let mut ended = run.clone();
+        ended.outcome = Some(RunOutcome::Done);
+        let borrowed = serde_json::to_string(&ended).unwrap();
+        let long = " ".repeat(RECORD_LEN_MAX + 1);
+        for (name, bytes) in [("x.json", "{}"), ("y.json", "not JSON"), ("z.json", &borrowed), ("long.json", &long)] {
             let path = Path::from(format!("runs/2999/01/01/{name}"));
-            object_store::ObjectStoreExt::put(&**repository.store(), &path, bytes.into()).await.unwrap();
+            object_store::ObjectStoreExt::put(&**repository.store(), &path, bytes.to_owned().into()).await.unwrap();
         }
         let day = "2026-01-01".parse().unwrap();
         let (seen, unreadable) = repository.runs(day).await.unwrap();
-        assert_eq!((seen, unreadable), (vec![run], 2));
+        assert_eq!((seen, unreadable), (vec![run], 4));
     }
 }
