@@ -1,8 +1,11 @@
 //! What somebody can do who can write to the repository: with and without signers that are trusted.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use backup_tests::host::{Host, Run};
+use backup_tests::postgres::NewServer;
 use backup_tests::wal::{DataDirectory, SEGMENT_BYTES};
 
 use crate::BACKUP;
@@ -276,4 +279,31 @@ fn a_key_made_by_openssl_signs_and_the_configuration_names_it() {
     // And OpenSSL reads ours.
     signing_key(&host, "ours.pem");
     host.shell("openssl pkey -in ours.pem -noout").run().succeeded();
+}
+
+/// Of three base backups one is damaged, one not trusted: whoever asks for a good one is told of both.
+#[tokio::test]
+async fn where_no_backup_fits_it_is_told_which_were_not_trusted() {
+    let server = NewServer::of_major(15).initdb("--data-checksums").start();
+    server.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) g; CHECKPOINT").await;
+    let path = server.value("SELECT pg_relation_filepath('t')").await;
+    server.stop();
+    let file = OpenOptions::new().write(true).open(server.data().join(&path)).unwrap();
+    file.write_all_at(b"rot", 4000).unwrap();
+    server.start();
+    let mut world = World::new();
+    let conninfo = format!("host={} port={} user=postgres", server.directory().display(), server.port());
+    let save = |host: &Host, more: &[&str]| host.backup(["save", "db", "--base-backup", &conninfo]).args(more).run();
+    let damaged = save(&world.host, &[]);
+    assert_eq!(damaged.code(), Some(3), "{damaged}");
+    let signing_key = world.host.path("sign.pem");
+    world.host.unset("BACKUP_SIGNING_KEY_FILE");
+    let unsigned = save(&world.host, &["--no-verify-checksums"]).id();
+    world.reader(true, &["show", "db"]).run().failed(10).saying("no good backup").saying(&unsigned);
+    world.reader(false, &["show", "db"]).run().succeeded();
+
+    world.host.set("BACKUP_SIGNING_KEY_FILE", signing_key);
+    save(&world.host, &["--no-verify-checksums"]).id();
+    let restore = ["restore", "db", "--to", "restored", "--target-time", "2020-01-01 00:00:00Z"];
+    world.reader(true, &restore).run().failed(10).saying(&unsigned).saying("is not trusted");
 }

@@ -69,7 +69,12 @@ pub(super) async fn run(
 ) -> Result<Exit> {
     let warnings = Warnings::default();
     run.about(&wanted.found.manifest);
-    let (restore, plan) = or_cancelled(app, prepare(app, args, &wanted, &warnings, run)).await?;
+    let prepared = or_cancelled(app, prepare(app, args, &wanted, &warnings, run)).await;
+    if prepared.is_err() {
+        // What was passed over may be why nothing fits.
+        warnings.texts().iter().for_each(|text| app.output.warning(text));
+    }
+    let (restore, plan) = prepared?;
     for line in &plan.notes {
         app.output.note(line);
     }

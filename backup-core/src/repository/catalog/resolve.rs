@@ -109,15 +109,17 @@ impl Repository {
         if let Some(found) = latest {
             return Ok(refused.tell(found));
         }
-        if let (0, Some(error)) = (damaged, refused.first) {
-            return Err(error);
-        }
         let until = until.map(|day| format!(" of {day} (UTC) or before")).unwrap_or_default();
-        Err(match damaged {
-            0 => self.none(&format!("there is no backup of '{target}'{until}")),
-            n => self
-                .none(&format!("there is no good backup of '{target}'{until}"))
-                .with_hint(format!("{n} whose source was damaged can be named by id; see 'backup list'")),
+        if damaged == 0 {
+            return Err(refused.or(self.none(&format!("there is no backup of '{target}'{until}"))));
+        }
+        let none = self
+            .none(&format!("there is no good backup of '{target}'{until}"))
+            .with_hint(format!("{damaged} whose source was damaged can be named by id; see 'backup list'"));
+        Err(match refused.first {
+            // It may be the good one.
+            Some(untrusted) => none.with_source(untrusted),
+            None => none,
         })
     }
 
