@@ -35,7 +35,7 @@ help: ## this list
 quickstart: ## see it work: back up a real database, restore it, compare
 	@scripts/quickstart
 
-test: ## all suites below, with totals
+test: ## all suites but the soak, with totals
 	@MAKE='$(MAKE)' scripts/suites $(SUITES)
 
 deps: ## install what the suites need
@@ -96,8 +96,14 @@ compare: build ## time it beside zstd | age on FILE, by default a tar of /usr
 compare-cluster: build ## time it beside pg_basebackup | zstd | age on a cluster of 1.7 GB
 	benches/compare.sh cluster $(ROUNDS)
 
+# What runs for each segment of WAL is laid out together, where the linker (lld) can do so: docs/decisions/0010-functions-in-the-order-of-use.md
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+ifeq ($(HOST),x86_64-unknown-linux-gnu)
+LINK := -C link-arg=-Wl,--symbol-ordering-file=$(CURDIR)/backup-cli/link-order.txt -C link-arg=-Wl,--no-warn-symbol-ordering
+endif
+
 build: ## the release binary
-	$(CARGO) build --release --locked -p backup-cli
+	$(CARGO) rustc --release --locked -p backup-cli --bin backup -- $(LINK)
 
 format: ## apply the formatting
 	$(CARGO) fmt --all
