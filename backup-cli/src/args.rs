@@ -95,7 +95,7 @@ pub(crate) struct Globals {
     #[arg(short, long, global = true, value_name = "URL")]
     pub(crate) repo: Option<String>,
 
-    /// Configuration file [env: BACKUP_CONFIG] [default: ./backup.toml, then /etc/backup/backup.toml]
+    /// Configuration file [env: BACKUP_CONFIG] [default: ./backup.toml, but for WAL, then /etc/backup/backup.toml]
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) config: Option<PathBuf>,
 

@@ -142,7 +142,7 @@ pub(crate) enum ChecksumName {
 /// How to encode what is backed up.
 #[derive(Debug, Args)]
 pub(crate) struct EncodingFlags {
-    /// Compression level of zstd, -7 to 19 [env: BACKUP_LEVEL] [default: 3]
+    /// Compression level of zstd, -7 to 19 [env: BACKUP_LEVEL] [default: 3; for WAL 1]
     #[arg(short = 'z', long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) level: Option<i32>,
 
