@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use backup_tests::host::{Host, Running};
+use backup_tests::host::{Host, Outcome, Running};
 use backup_tests::kms::Kms;
 use backup_tests::network::Network;
 use backup_tests::postgres::{NewServer, Server};
 use backup_tests::s3::{Fault, Rule, S3};
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::BACKUP;
 
@@ -59,6 +60,29 @@ async fn durable(server: &Server, lsn: &str) {
     }
 }
 
+/// Writes some segments' worth of log, and waits until it is durable; returns up to where.
+async fn written(server: &Server) -> String {
+    write(server).await;
+    let lsn = position(server).await;
+    durable(server, &lsn).await;
+    lsn
+}
+
+/// Ends an orderly run.
+#[track_caller]
+fn stop(running: Running) -> Outcome {
+    running.signal(Signal::TERM);
+    running.wait().succeeded()
+}
+
+/// What the archive holds, of which nothing is missing.
+#[track_caller]
+fn nothing_missing(host: &Host) -> Value {
+    let checked = host.backup(["wal", "check", "--json"]).run().json();
+    assert_eq!(checked["problems"], serde_json::json!([]), "{checked}");
+    checked
+}
+
 /// Every segment up to `lsn` comes back as it is in `pg_wal`, up to there.
 async fn same(host: &Host, server: &Server, lsn: &str) {
     let mut compared = 0;
@@ -104,8 +128,7 @@ async fn a_key_service_is_asked_once_for_all_that_is_received() {
         write(&server).await;
         durable(&server, &position(&server).await).await;
     }
-    running.signal(Signal::TERM);
-    running.wait().succeeded();
+    stop(running);
     assert!(files(&host, ".vol").len() > 4, "several objects: {:?}", host.stored());
     let asked = kms.asked();
     assert_eq!(asked.len(), 1, "{asked:?}");
@@ -128,8 +151,7 @@ async fn what_the_server_was_told_to_be_flushed_comes_back() {
             host.stored()
         );
         same(&host, &server, &lsn).await;
-        running.signal(Signal::TERM);
-        running.wait().succeeded().saying("durable up to");
+        stop(running).saying("durable up to");
     }
 }
 
@@ -148,14 +170,11 @@ async fn killed_and_begun_again_under_load_it_leaves_no_gap() {
     }
     let running = begin();
     received_from(&server).await;
-    write(&server).await;
-    let lsn = position(&server).await;
-    durable(&server, &lsn).await;
+    let lsn = written(&server).await;
     running.signal(Signal::INT);
     running.wait().succeeded();
     same(&host, &server, &lsn).await;
-    let checked = host.backup(["wal", "check", "--json"]).run().json();
-    assert_eq!(checked["problems"], serde_json::json!([]), "{checked}");
+    let checked = nothing_missing(&host);
     let timelines = checked["clusters"][0]["timelines"].as_array().unwrap();
     assert!(timelines[0]["tail_lsn"].is_string(), "{checked}");
     assert_eq!((timelines.len(), timelines[0]["ranges"].as_array().unwrap().len()), (1, 1), "{checked}");
@@ -201,18 +220,14 @@ async fn a_promotion_is_followed_history_first() {
     let lsn = position(&primary).await;
     durable(&standby, &lsn).await;
     standby.sql("SELECT pg_promote()").await;
-    write(&standby).await;
-    let lsn = position(&standby).await;
-    durable(&standby, &lsn).await;
-    running.signal(Signal::TERM);
-    running.wait().succeeded().saying("timeline 2");
+    written(&standby).await;
+    stop(running).saying("timeline 2");
     assert_eq!(files(&host, "00000002.history.vol").len(), 1);
     assert!(!files(&host, "/00000002/000000020").is_empty());
     let to = host.path("history");
     host.backup(["wal", "fetch", "00000002.history"]).args([&to]).in_directory(standby.data()).run().succeeded();
     assert_eq!(std::fs::read(&to).unwrap(), std::fs::read(standby.data().join("pg_wal/00000002.history")).unwrap());
-    let checked = host.backup(["wal", "check", "--json"]).run().json();
-    assert_eq!(checked["problems"], serde_json::json!([]), "{checked}");
+    nothing_missing(&host);
 }
 
 #[tokio::test]
@@ -230,11 +245,8 @@ async fn log_that_was_removed_is_a_gap_that_is_named() {
     let running = receive(&host, &server, &[]);
     received_from(&server).await;
     write(&server).await;
-    write(&server).await;
-    let lsn = position(&server).await;
-    durable(&server, &lsn).await;
-    running.signal(Signal::TERM);
-    running.wait().succeeded();
+    written(&server).await;
+    stop(running);
     for _ in 0..4 {
         write(&server).await;
         server.sql("CHECKPOINT").await;
@@ -244,14 +256,9 @@ async fn log_that_was_removed_is_a_gap_that_is_named() {
     let running = receive(&host, &server, &["--skip-gap"]);
     received_from(&server).await;
     // It is there at once, finds the gap, and comes again: what it begins with then is a piece. So more than a segment follows.
-    write(&server).await;
-    let lsn = position(&server).await;
-    durable(&server, &lsn).await;
-    write(&server).await;
-    let lsn = position(&server).await;
-    durable(&server, &lsn).await;
-    running.signal(Signal::TERM);
-    running.wait().succeeded().saying("the archive has a gap from");
+    written(&server).await;
+    written(&server).await;
+    stop(running).saying("the archive has a gap from");
     let checked = host.backup(["wal", "check"]).run();
     assert_eq!(checked.code(), Some(3), "{checked}");
 }
@@ -261,18 +268,13 @@ async fn a_server_that_goes_away_is_waited_for() {
     let (server, host) = world(15);
     let mut running = receive(&host, &server, &["--slot", "backup", "--create-slot"]);
     received_from(&server).await;
-    write(&server).await;
-    let lsn = position(&server).await;
-    durable(&server, &lsn).await;
+    written(&server).await;
     server.kill();
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert!(running.is_running());
     server.start();
-    write(&server).await;
-    let lsn = position(&server).await;
-    durable(&server, &lsn).await;
-    running.signal(Signal::TERM);
-    running.wait().succeeded().saying("trying again");
+    let lsn = written(&server).await;
+    stop(running).saying("trying again");
     same(&host, &server, &lsn).await;
     assert!(Path::new(&host.repository()).exists());
 }
@@ -304,14 +306,10 @@ async fn a_network_that_was_pulled_for_a_minute_costs_nothing() {
         assert!(pulled.elapsed() < Duration::from_secs(200), "it does not catch up: {}", server.log());
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    write(&server).await;
-    let lsn = position(&server).await;
-    durable(&server, &lsn).await;
-    running.signal(Signal::TERM);
-    running.wait().succeeded().saying("was not heard of for");
+    let lsn = written(&server).await;
+    stop(running).saying("was not heard of for");
     same(&host, &server, &lsn).await;
-    let checked = host.backup(["wal", "check", "--json"]).run().json();
-    assert_eq!(checked["problems"], serde_json::json!([]), "{checked}");
+    nothing_missing(&host);
 }
 
 /// The piece is stored, and nobody knows: neither the answer nor the look afterwards comes through. Sealed anew it is another object.
@@ -326,9 +324,7 @@ async fn a_piece_whose_answer_was_lost_while_the_store_went_away_costs_nothing()
     host.backup(["init"]).run().succeeded();
     let running = receive(&host, &server, &["--slot", "backup", "--create-slot"]);
     received_from(&server).await;
-    write(&server).await;
-    let lsn = position(&server).await;
-    durable(&server, &lsn).await;
+    written(&server).await;
 
     store.inject(Rule::new(Fault::LoseAnswer, "PUT", ".tail/").times(1));
     for method in ["PUT", "GET", "HEAD"] {
@@ -346,14 +342,10 @@ async fn a_piece_whose_answer_was_lost_while_the_store_went_away_costs_nothing()
     assert_eq!(server.value(&acknowledged).await, "f", "what may not be durable was acknowledged");
     store.mend();
     durable(&server, &lost).await;
-    write(&server).await;
-    let lsn = position(&server).await;
-    durable(&server, &lsn).await;
-    running.signal(Signal::TERM);
-    running.wait().succeeded().saying("trying again");
+    let lsn = written(&server).await;
+    stop(running).saying("trying again");
     same(&host, &server, &lsn).await;
-    let checked = host.backup(["wal", "check", "--json"]).run().json();
-    assert_eq!(checked["problems"], serde_json::json!([]), "{checked}");
+    nothing_missing(&host);
 }
 
 /// Before 15 no replication command tells where a slot stands.
@@ -370,8 +362,7 @@ async fn what_a_slot_holds_is_received_though_the_archive_is_empty() {
         let lsn = position(&server).await;
         received_from(&server).await;
         durable(&server, &lsn).await;
-        running.signal(Signal::TERM);
-        running.wait().succeeded();
+        stop(running);
         let checked = host.backup(["wal", "check", "--json"]).run().json();
         assert_eq!(checked["clusters"][0]["timelines"][0]["ranges"][0]["first"], held.as_str(), "{major}: {checked}");
         same(&host, &server, &lsn).await;
@@ -398,8 +389,7 @@ async fn an_archive_that_ends_with_the_tail_of_its_first_segment_is_gone_on_with
     server.sql("CREATE TABLE first (n int)").await;
     let lsn = position(&server).await;
     durable(&server, &lsn).await;
-    running.signal(Signal::TERM);
-    running.wait().succeeded();
+    stop(running);
     let first = server.value(&format!("SELECT pg_walfile_name('{lsn}')")).await;
     assert!(files(&host, ".vol").iter().all(|name| name.contains(".tail/")), "{:?}", host.stored());
     write(&server).await;
@@ -407,8 +397,7 @@ async fn an_archive_that_ends_with_the_tail_of_its_first_segment_is_gone_on_with
     received_from(&server).await;
     let lsn = position(&server).await;
     durable(&server, &lsn).await;
-    running.signal(Signal::TERM);
-    running.wait().succeeded();
+    stop(running);
     let checked = host.backup(["wal", "check", "--json"]).run().json();
     assert_eq!(checked["clusters"][0]["timelines"][0]["ranges"][0]["first"], first.as_str(), "{checked}");
     same(&host, &server, &lsn).await;
@@ -423,11 +412,8 @@ async fn a_hole_that_the_slot_still_holds_is_received_and_a_foreign_segment_hide
         let received = async |host: &Host| {
             let running = receive(host, &server, &slot);
             received_from(&server).await;
-            write(&server).await;
-            let lsn = position(&server).await;
-            durable(&server, &lsn).await;
-            running.signal(Signal::TERM);
-            running.wait().succeeded();
+            let lsn = written(&server).await;
+            stop(running);
             lsn
         };
         received(&host).await;
@@ -448,8 +434,7 @@ async fn a_hole_that_the_slot_still_holds_is_received_and_a_foreign_segment_hide
         host.unset("BACKUP_TRUSTED_SIGNERS");
 
         let lsn = received(&host).await;
-        let checked = host.backup(["wal", "check", "--json"]).run().json();
-        assert_eq!(checked["problems"], serde_json::json!([]), "{major}: {checked}");
+        nothing_missing(&host);
         same(&host, &server, &lsn).await;
     }
 }
