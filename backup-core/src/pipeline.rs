@@ -32,7 +32,7 @@ pub use limits::{CHUNK_SIZE_DEFAULT, Limits, Share, VOLUME_CHUNKS_DEFAULT};
 pub use progress::{Counters, Event, Observer, Progress, Warnings};
 
 pub(crate) use compute::{Pending, Workspace};
-pub(crate) use limits::RestorePlan;
+pub(crate) use limits::{BackupPlan, RestorePlan};
 pub(crate) use session::DETAILS;
 
 use crate::clock::{Clock, SystemClock};
@@ -214,13 +214,16 @@ impl Backup {
         self
     }
 
-    /// How many lanes of up to `most` the memory is enough for, beside `thin` ones, without costing compute threads; at least one.
+    /// How many lanes of up to `most` the memory is enough for, beside `thin` ones, without costing compute threads or making anything smaller; at
+    /// least one.
     pub(crate) fn lanes_that_fit(&self, most: usize, thin: usize) -> usize {
-        let workers = |lanes: usize| {
+        let plan = |lanes: usize| {
             let shares = [vec![Share::Full; lanes], vec![Share::Thin; thin]].concat();
-            self.limits.for_backup(self.compression, &shares).map_or(0, |plan| plan.workers)
+            self.limits.for_backup(self.compression, &shares)
         };
-        (1..=most).rev().find(|&lanes| workers(lanes) >= workers(1).max(1)).unwrap_or(1)
+        let Ok(one) = plan(1) else { return 1 };
+        let fits = |plan: BackupPlan| plan.workers >= one.workers && plan.limits == one.limits;
+        (2..=most).rev().find(|&lanes| plan(lanes).is_ok_and(fits)).unwrap_or(1)
     }
 
     /// Starts the backup on the current tokio runtime. Fails, before anything is touched, when the options cannot be right.
@@ -254,10 +257,10 @@ impl Backup {
                 suite: self.suite,
                 compression: self.compression,
                 content: if self.kind == Kind::BaseBackup { Content::Pages } else { Content::Any },
-                limits: self.limits,
+                limits: plan.limits,
                 plan,
                 pool,
-                buffers: BufferPool::new(self.limits.chunk_size as usize),
+                buffers: BufferPool::new(plan.limits.chunk_size as usize),
                 parts_shared: SharedParts::new(plan.parts_shared),
                 counters,
                 clock: self.clock,

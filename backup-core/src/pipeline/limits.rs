@@ -14,6 +14,8 @@ pub const VOLUME_CHUNKS_DEFAULT: u32 = 65_536;
 const PARTS_MAX: u64 = 10_000;
 /// Where parts are counted they must have 5 MiB or more; local directories take smaller ones, and any number.
 const PART_BYTES_COUNTED: usize = 5 << 20;
+/// Chunks that are cut instead of larger ones where the memory is too little. The last is for need: in 256 KiB zstd finds less, at level 3.
+const CHUNK_SIZES_SMALL: [u32; 3] = [512 << 10, 384 << 10, 256 << 10];
 /// More threads than any machine gains from.
 const WORKERS_MAX: usize = 256;
 /// Chunks that a lane may have read before a worker is free for them, where there is memory for it: workers do not wait for a source that
@@ -32,11 +34,11 @@ pub struct Limits {
     pub memory_bytes: Option<usize>,
     /// The most compute threads; fewer are used where memory does not suffice for so many.
     pub workers: NonZero<usize>,
-    /// Size of the parts of an upload in bytes.
+    /// Size of the parts of an upload in bytes; smaller where memory does not suffice for these, even with one thread.
     pub part_bytes: usize,
-    /// Bytes of plaintext in a chunk.
+    /// Bytes of plaintext in a chunk; fewer where memory does not suffice even so.
     pub chunk_size: u32,
-    /// Data chunks in a volume.
+    /// Data chunks in a volume; fewer where smaller parts make that too many parts.
     pub volume_chunks: u32,
 }
 
@@ -44,18 +46,33 @@ impl Limits {
     /// What suits a repository whose parts are of `part_bytes`; up to level 3, one stream of parts of 1 MiB then takes 22 MiB, of parts of
     /// 8 MiB 64 MiB.
     pub fn for_parts_of(part_bytes: usize) -> Self {
-        // Volumes shrink where the largest that the store can hold is smaller.
-        let held = (PARTS_MAX - 1) * part_bytes as u64 / (u64::from(CHUNK_SIZE_DEFAULT) + 128);
-        let counted = part_bytes >= PART_BYTES_COUNTED;
-        let fitting = if counted { u32::try_from(held).unwrap_or(u32::MAX) } else { VOLUME_CHUNKS_DEFAULT };
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         Self {
             memory_bytes: None,
             workers: NonZero::new(cores.min(WORKERS_DEFAULT_MAX)).unwrap_or(NonZero::<usize>::MIN),
             part_bytes,
             chunk_size: CHUNK_SIZE_DEFAULT,
-            volume_chunks: VOLUME_CHUNKS_DEFAULT.min(fitting),
+            volume_chunks: VOLUME_CHUNKS_DEFAULT,
         }
+        .with_volumes_that_fit()
+    }
+
+    /// Volumes shrink where the largest that the store can hold is smaller.
+    fn with_volumes_that_fit(self) -> Self {
+        let held = (PARTS_MAX - 1) * self.part_bytes as u64 / (u64::from(self.chunk_size) + 128);
+        let counted = self.part_bytes >= PART_BYTES_COUNTED;
+        let fitting = if counted { u32::try_from(held).unwrap_or(u32::MAX) } else { self.volume_chunks };
+        Self { volume_chunks: self.volume_chunks.min(fitting), ..self }
+    }
+
+    /// These, and then with smaller parts and smaller chunks, for as long as the memory is too little.
+    fn smaller_and_smaller(self) -> impl Iterator<Item = Self> {
+        let part_bytes = self.part_bytes.min(PART_BYTES_COUNTED);
+        let parts = (part_bytes < self.part_bytes).then_some(self.chunk_size);
+        let chunks = CHUNK_SIZES_SMALL.into_iter().filter(move |size| *size < self.chunk_size);
+        let smaller = parts.into_iter().chain(chunks);
+        let smaller = smaller.map(move |chunk_size| Self { part_bytes, chunk_size, ..self }.with_volumes_that_fit());
+        std::iter::once(self).chain(smaller)
     }
 
     /// Refuses values that the format or the stores cannot hold.
@@ -86,21 +103,25 @@ impl Limits {
     /// Divides the memory among lanes that are written at once.
     ///
     /// Every lane gets a part and what one chunk for each worker needs (a thin one: what one chunk needs), for itself; what is left becomes
-    /// parts that any of them may fill. So no stream ever waits for another, whatever they share.
+    /// parts that any of them may fill. So no stream ever waits for another, whatever they share. Where that is too much for the memory, there are
+    /// fewer workers, and then smaller parts and chunks.
     pub(crate) fn for_backup(&self, compression: Compression, lanes: &[Share]) -> Result<BackupPlan> {
         self.check()?;
-        let need = |workers: usize| {
-            let lanes = lanes.iter().map(|share| self.lane_bytes(compression, share.workers(workers)));
-            workers * compression.context_bytes() + lanes.sum::<usize>()
-        };
-        let most = self.workers.get();
         let full = lanes.iter().filter(|share| **share == Share::Full).count().max(1);
-        let memory = self
-            .memory_bytes
-            .unwrap_or(self.memory_default().max(need(most) + full * SLOTS_AHEAD * 2 * self.slab_bytes()));
-        let Some((workers, left)) = (1..=most).rev().find_map(|w| Some((w, memory.checked_sub(need(w))?))) else {
-            return Err(Self::too_little(memory, need(1)));
-        };
+        let most = self.need(compression, lanes, self.workers.get()) + full * SLOTS_AHEAD * 2 * self.slab_bytes();
+        let memory = self.memory_bytes.unwrap_or(self.memory_default().max(most));
+        let divided = self.smaller_and_smaller().find_map(|limits| limits.divide(memory, compression, lanes));
+        divided.ok_or_else(|| {
+            let least = self.smaller_and_smaller().map(|limits| limits.need(compression, lanes, 1)).min();
+            Self::too_little(memory, least.unwrap_or_default())
+        })
+    }
+
+    /// The same with parts and chunks of just these sizes; `None` where the memory is too little for one worker.
+    fn divide(self, memory: usize, compression: Compression, lanes: &[Share]) -> Option<BackupPlan> {
+        let fits = |workers| Some((workers, memory.checked_sub(self.need(compression, lanes, workers))?));
+        let (workers, left) = (1..=self.workers.get()).rev().find_map(fits)?;
+        let full = lanes.iter().filter(|share| **share == Share::Full).count().max(1);
         let rope = compression.codec() == Codec::None;
         let (ahead_full, ahead_thin, parts_shared) = if rope {
             let each = left / lanes.len().max(1) / self.slab_bytes();
@@ -110,13 +131,20 @@ impl Limits {
             (each, 0, (left - each * full * 2 * self.slab_bytes()) / self.part_bytes)
         };
         let slots = |workers| self.lane_slots(compression, workers);
-        Ok(BackupPlan {
+        Some(BackupPlan {
+            limits: self,
             workers,
             slots_full: slots(workers) + ahead_full,
             slots_thin: slots(1) + ahead_thin,
             parts_shared,
             rope,
         })
+    }
+
+    /// What so many workers cannot do without.
+    fn need(&self, compression: Compression, lanes: &[Share], workers: usize) -> usize {
+        let lanes = lanes.iter().map(|share| self.lane_bytes(compression, share.workers(workers)));
+        workers * compression.context_bytes() + lanes.sum::<usize>()
     }
 
     /// Chunks of a lane between source and upload, so that `workers` have something to do.
@@ -198,6 +226,8 @@ impl Share {
 /// What [`Limits::for_backup`] found to fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BackupPlan {
+    /// With the sizes that the memory is enough for.
+    pub(crate) limits: Limits,
     pub(crate) workers: usize,
     slots_full: usize,
     slots_thin: usize,
@@ -238,13 +268,17 @@ mod tests {
         }
     }
 
+    /// A base backup's, by either method: files, and slowly their index, PostgreSQL's manifest, the log.
+    const BASE_BACKUP: [Share; 4] = [Share::Full, Share::Thin, Share::Thin, Share::Thin];
+
     #[test]
     fn thirty_two_mebibytes_work_everywhere() {
-        for part in [1, 8] {
+        for part in [1, 5, 8, 16] {
             for compression in [Compression::None, Compression::Zstd(3), Compression::Zstd(-7)] {
-                for lanes in [&[Share::Full][..], &[Share::Full; 2], &[Share::Full, Share::Thin]] {
+                for lanes in [&[Share::Full][..], &[Share::Full; 2], &[Share::Full, Share::Thin], &BASE_BACKUP] {
                     let plan = limits(32, 4, part).for_backup(compression, lanes);
-                    assert!(plan.is_ok(), "{part} MiB, {compression:?}, {lanes:?}: {plan:?}");
+                    let plan = plan.unwrap_or_else(|e| panic!("{part} MiB, {compression:?}, {lanes:?}: {e}"));
+                    plan.limits.check().unwrap();
                 }
             }
         }
@@ -252,12 +286,28 @@ mod tests {
     }
 
     #[test]
+    fn parts_and_chunks_shrink_only_where_even_one_worker_is_too_much() {
+        let sizes = |memory_mib, lanes: &[Share]| {
+            let plan = limits(memory_mib, 4, 8).for_backup(Compression::Zstd(3), lanes).unwrap();
+            (plan.limits.part_bytes >> 20, plan.limits.chunk_size >> 10)
+        };
+        assert_eq!(sizes(58, &BASE_BACKUP), (8, 1024));
+        assert_eq!(sizes(56, &BASE_BACKUP), (5, 1024));
+        assert_eq!(sizes(40, &BASE_BACKUP), (5, 512));
+        assert_eq!(sizes(32, &BASE_BACKUP), (5, 384));
+        assert_eq!(sizes(29, &BASE_BACKUP), (5, 256));
+        let error = limits(26, 4, 8).for_backup(Compression::Zstd(3), &BASE_BACKUP).unwrap_err();
+        assert_eq!(error.hint(), Some("the least that would do is 28 MiB; or lower the compression level"));
+        limits(28, 4, 8).for_backup(Compression::Zstd(3), &BASE_BACKUP).unwrap();
+    }
+
+    #[test]
     fn workers_give_way_before_the_request_is_refused() {
         assert_eq!(limits(64, 4, 8).for_backup(Compression::Zstd(3), &[Share::Full]).unwrap().workers, 4);
         assert!(limits(48, 4, 8).for_backup(Compression::Zstd(19), &[Share::Full]).unwrap().workers < 4);
         let error = limits(8, 4, 8).for_backup(Compression::Zstd(3), &[Share::Full]).unwrap_err();
-        assert_eq!(error.hint(), Some("the least that would do is 16 MiB; or lower the compression level"));
-        limits(16, 4, 8).for_backup(Compression::Zstd(3), &[Share::Full]).unwrap();
+        assert_eq!(error.hint(), Some("the least that would do is 9 MiB; or lower the compression level"));
+        limits(9, 4, 8).for_backup(Compression::Zstd(3), &[Share::Full]).unwrap();
     }
 
     #[test]
