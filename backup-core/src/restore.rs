@@ -130,7 +130,7 @@ impl OpenBackup {
         let (cancel, counters) = (CancellationToken::new(), Arc::default());
         let run = StreamRestore {
             context: Arc::clone(&self.0),
-            range: 0..entry.bytes,
+            ranges: std::iter::once(0..entry.bytes).collect(),
             entry: entry.clone(),
             limits,
             pool: None,
@@ -221,9 +221,19 @@ pub struct Restore(StreamRestore);
 
 impl Restore {
     /// Only these bytes of the stream; only the chunks that hold them are read. Clipped to the stream's length.
-    pub fn range(mut self, range: Range<u64>) -> Self {
-        let end = range.end.min(self.0.entry.bytes);
-        self.0.range = range.start.min(end)..end;
+    pub fn range(self, range: Range<u64>) -> Self {
+        self.ranges(std::iter::once(range))
+    }
+
+    /// Only these bytes, one range behind the other. They are in the stream's order, and do not overlap.
+    fn ranges(mut self, ranges: impl IntoIterator<Item = Range<u64>>) -> Self {
+        let bytes = self.0.entry.bytes;
+        let clipped = ranges.into_iter().map(|range| {
+            let end = range.end.min(bytes);
+            range.start.min(end)..end
+        });
+        self.0.ranges = clipped.filter(|range| !range.is_empty()).collect();
+        debug_assert!(self.0.ranges.is_sorted_by(|one, next| one.end <= next.start), "a byte is delivered once");
         self
     }
 
@@ -271,7 +281,7 @@ impl std::fmt::Debug for Restore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Restore")
             .field("stream", &self.0.entry.name)
-            .field("range", &self.0.range)
+            .field("ranges", &self.0.ranges)
             .finish_non_exhaustive()
     }
 }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::stream::Share;
 use super::{OpenBackup, RestoreHandle};
-use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::error::{Error, Result, Stage};
 use crate::format::ClusterEntry;
 use crate::pipeline::{ComputePool, Counters, Limits, Warnings};
 use crate::postgres::recovery::Recovery;
@@ -164,19 +164,13 @@ impl ClusterRestore {
     async fn run(self) -> Result<ClusterRestored> {
         let details = self.unless_cancelled(self.backup.details()).await?;
         let layout = Layout::of(self.backup.manifest(), &details)?;
-        let directory = std::path::absolute(&self.directory)
-            .map_err(|e| Error::config(format!("{} is no path", self.directory.display())).with_source(e))?;
+        let directory = absolute(&self.directory)?;
         let ownership = Ownership::new(self.owner, &directory)?;
         let (mappings, tablespaces) = (self.mappings.clone(), layout.tablespaces.clone());
         let destination = blocking(move || Destination::take(&directory, &tablespaces, &mappings)).await?;
         let destination = Arc::new(destination);
-        match self.fill(&layout, ownership, &destination).await {
-            Ok(restored) => Ok(restored),
-            Err(error) => Err(match blocking(move || destination.give_up()).await {
-                Ok(()) => error,
-                Err(cleanup) => error.with_cleanup(cleanup),
-            }),
-        }
+        let filled = self.fill(&layout, ownership, &destination).await;
+        or_give_up(filled, move || destination.give_up()).await
     }
 
     /// Everything between an empty directory and a cluster. On failure nobody writes there any more.
@@ -227,9 +221,19 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     done.unwrap_or_else(|e| Err(Error::internal(Stage::Sink, "a blocking task panicked").with_source(e)))
 }
 
-/// Whether an error only says that somebody else's was first.
-fn is_echo(error: &Error) -> bool {
-    error.kind() == ErrorKind::Cancelled
+/// Where to restore, whatever the present directory will be.
+fn absolute(directory: &Path) -> Result<PathBuf> {
+    let no_path = |e| Error::config(format!("{} is no path", directory.display())).with_source(e);
+    std::path::absolute(directory).map_err(no_path)
+}
+
+/// What came of filling a directory: on failure it is given up, and nobody writes there any more.
+async fn or_give_up<T>(filled: Result<T>, give_up: impl FnOnce() -> Result<()> + Send + 'static) -> Result<T> {
+    let Err(error) = filled else { return filled };
+    Err(match blocking(give_up).await {
+        Ok(()) => error,
+        Err(cleanup) => error.with_cleanup(cleanup),
+    })
 }
 
 /// A path of the backup, for people.

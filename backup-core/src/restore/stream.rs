@@ -36,8 +36,8 @@ pub(super) struct Context {
 pub(super) struct StreamRestore {
     pub(super) context: Arc<Context>,
     pub(super) entry: StreamEntry,
-    /// Which bytes of the stream are wanted.
-    pub(super) range: Range<u64>,
+    /// Which bytes of the stream are wanted: in its order, and none twice.
+    pub(super) ranges: Vec<Range<u64>>,
     pub(super) limits: Limits,
     pub(super) pool: Option<ComputePool>,
     pub(super) counters: Arc<Counters>,
@@ -163,7 +163,7 @@ impl StreamRestore {
             self.open(&machine, spans_out, plain_in),
             self.deliver(plain_out, sink),
         )?;
-        let wanted = self.range.end - self.range.start;
+        let wanted: u64 = self.ranges.iter().map(|range| range.end - range.start).sum();
         if delivered != wanted {
             let message = format!("stream '{}' has {delivered} bytes and should have {wanted}", self.entry.name);
             return Err(Error::integrity(message));
@@ -213,46 +213,53 @@ impl StreamRestore {
         Ok(volume)
     }
 
-    /// Reads records ahead, as far as there are slots for them.
+    /// Reads records ahead, as far as there are slots for them. Each volume is opened once, if anything of it is wanted.
     async fn fetch(&self, machine: &Machine, first: OpenVolume, spans: mpsc::Sender<Span>) -> Result<()> {
         let header = first.header.clone();
         let volume_bytes = header.volume_bytes();
-        let from = usize::try_from(self.range.start / volume_bytes).unwrap_or(usize::MAX);
         let mut first = Some(first);
-        for index in from..self.entry.volumes.len() {
+        for index in 0..self.entry.volumes.len() {
             let begins = index as u64 * volume_bytes;
-            if begins >= self.range.end && index > from {
-                break;
+            let ends = begins.saturating_add(volume_bytes);
+            let from = self.ranges.partition_point(|range| range.end <= begins);
+            let wanted: Vec<_> = self.ranges[from..].iter().take_while(|range| range.start < ends).collect();
+            if wanted.is_empty() {
+                continue;
             }
             let volume = match first.take().filter(|_| index == 0) {
                 Some(volume) => volume,
                 None => self.open_volume(index, Some(&header)).await?,
             };
-            if !self.fetch_volume(machine, Arc::new(volume), begins, &spans).await? {
-                // The next stage failed, and its error is the one to tell.
-                return Ok(());
+            let volume = Arc::new(volume);
+            for range in wanted {
+                if !self.fetch_range(machine, &volume, begins, range, &spans).await? {
+                    // The next stage failed, and its error is the one to tell.
+                    return Ok(());
+                }
             }
         }
         Ok(())
     }
 
-    async fn fetch_volume(
+    /// Reads what of `range` lies in a volume that begins at `begins` of the stream.
+    async fn fetch_range(
         &self,
         machine: &Machine,
-        volume: Arc<OpenVolume>,
+        volume: &Arc<OpenVolume>,
         begins: u64,
+        range: &Range<u64>,
         spans: &mpsc::Sender<Span>,
     ) -> Result<bool> {
         let chunk_size = u64::from(volume.header.chunk_size);
         let wanted = |place: &Place| {
             let at = begins + place.counter * chunk_size;
             let clip = |x: u64| usize::try_from(x.saturating_sub(at)).unwrap_or(usize::MAX).min(place.plain_len);
-            clip(self.range.start)..clip(self.range.end)
+            clip(range.start)..clip(range.end)
         };
         // The wanted chunks stand together.
-        let from = volume.places.partition_point(|place| {
-            wanted(place).is_empty() && begins + place.counter * chunk_size < self.range.start
-        });
+        let from = volume
+            .places
+            .partition_point(|place| wanted(place).is_empty() && begins + place.counter * chunk_size < range.start);
         let len = volume.places[from..].partition_point(|place| !wanted(place).is_empty());
         for places in volume.places[from..from + len].chunks(machine.plan.span_chunks) {
             let count = u32::try_from(places.len()).unwrap_or(u32::MAX);
@@ -262,7 +269,7 @@ impl StreamRestore {
             let (stored, buffers, of) = (volume.stored.clone(), machine.buffers.clone(), places.to_vec());
             let records = tokio::spawn(async move { stored.records(&of, &buffers).await });
             let span = Span {
-                volume: Arc::clone(&volume),
+                volume: Arc::clone(volume),
                 places: places.to_vec(),
                 wanted: places.iter().map(wanted).collect(),
                 permits,

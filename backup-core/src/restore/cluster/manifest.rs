@@ -19,9 +19,9 @@ use super::{ClusterRestore, shown};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::ClusterEntry;
 use crate::postgres::backup_manifest::{self, ManifestFile, Summary};
-use crate::restore::Sink;
 use crate::restore::stream::Share;
 use crate::restore::worker::{Incoming, Worker, sink_error};
+use crate::restore::{Restore, Sink};
 
 /// How many files an error names.
 const NAMED_MAX: usize = 5;
@@ -117,6 +117,19 @@ async fn pass<T: Send + 'static>(
     share: Option<&Arc<Share>>,
     read: impl FnOnce(Incoming) -> Result<T> + Send + 'static,
 ) -> Result<T> {
+    let restore = run.backup.restore(BACKUP_MANIFEST)?.limits(run.limits).cancel_on(&run.cancel);
+    let restore = match share {
+        Some(share) => restore.sharing(share, &Arc::default()),
+        None => restore,
+    };
+    read_by_thread(restore, read).await
+}
+
+/// Has a thread read what is restored; returns what that makes of it.
+pub(super) async fn read_by_thread<T: Send + 'static>(
+    restore: Restore,
+    read: impl FnOnce(Incoming) -> Result<T> + Send + 'static,
+) -> Result<T> {
     let result = Arc::new(Mutex::new(None));
     let slot = Arc::clone(&result);
     let worker = Worker::spawn(move |incoming| {
@@ -124,14 +137,9 @@ async fn pass<T: Send + 'static>(
         *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(read);
         Ok(())
     })?;
-    let restore = run.backup.restore(BACKUP_MANIFEST)?.limits(run.limits).cancel_on(&run.cancel);
-    let restore = match share {
-        Some(share) => restore.sharing(share, &Arc::default()),
-        None => restore,
-    };
     restore.into(WorkerSink(worker)).wait().await?;
     let read = result.lock().unwrap_or_else(PoisonError::into_inner).take();
-    read.ok_or_else(|| Error::internal(Stage::Sink, "the manifest's reader ended early"))
+    read.ok_or_else(|| Error::internal(Stage::Sink, "the stream's reader ended early"))
 }
 
 /// A sink that is all thread: there is nothing to undo, once the thread has ended.

@@ -11,13 +11,40 @@ use super::destination::Destination;
 use super::extract::{self, Shared};
 use super::layout::{Layout, Part};
 use super::manifest::{self, WorkerSink};
-use super::{ClusterRestore, blocking, is_echo};
-use crate::error::{Error, Result};
+use super::{ClusterRestore, blocking};
+use crate::error::{Error, ErrorKind, Result};
 use crate::restore::stream::Share;
 use crate::restore::worker::Worker;
 
 /// Streams at once: each has a thread that writes, and more of them than a few gain nothing.
 const STREAMS_MAX: usize = 3;
+
+/// Runs all of `restores`, some at once. On failure `stop` ends the others, and the first cause is returned when none of them runs any more.
+pub(super) async fn some_at_once(
+    restores: impl Iterator<Item = impl Future<Output = Result<()>>>,
+    stop: &CancellationToken,
+) -> Result<()> {
+    let (mut waiting, mut running) = (restores, FuturesUnordered::new());
+    let mut failure: Option<Error> = None;
+    loop {
+        while running.len() < STREAMS_MAX && failure.is_none() {
+            let Some(restore) = waiting.next() else { break };
+            running.push(restore);
+        }
+        let Some(done) = running.next().await else { return failure.map_or(Ok(()), Err) };
+        if let Err(error) = done {
+            stop.cancel();
+            if failure.as_ref().is_none_or(is_echo) {
+                failure = Some(error);
+            }
+        }
+    }
+}
+
+/// Whether an error only says that somebody else's was first.
+fn is_echo(error: &Error) -> bool {
+    error.kind() == ErrorKind::Cancelled
+}
 
 /// Restores all streams. On failure the first cause is returned, and no thread writes any more.
 pub(super) async fn restore(
@@ -28,26 +55,10 @@ pub(super) async fn restore(
     shared: &Arc<Shared>,
 ) -> Result<()> {
     let stop = run.cancel.child_token();
-    let mut waiting = layout.parts.iter();
-    let mut running = FuturesUnordered::new();
-    let mut failure: Option<Error> = None;
-    loop {
-        while running.len() < STREAMS_MAX && failure.is_none() {
-            let Some(part) = waiting.next() else { break };
-            running.push(one(run, share, layout, part, destination, shared, &stop));
-        }
-        let Some(done) = running.next().await else { break };
-        if let Err(error) = done {
-            stop.cancel();
-            if failure.as_ref().is_none_or(is_echo) {
-                failure = Some(error);
-            }
-        }
-    }
-    match (failure, shared.checker.wrong()) {
-        (Some(_), Some(wrong)) => Err(manifest::explain_wrong(run, wrong).await),
-        (Some(error), None) => Err(error),
-        (None, _) => Ok(()),
+    let parts = layout.parts.iter().map(|part| one(run, share, layout, part, destination, shared, &stop));
+    match (some_at_once(parts, &stop).await, shared.checker.wrong()) {
+        (Err(_), Some(wrong)) => Err(manifest::explain_wrong(run, wrong).await),
+        (restored, _) => restored,
     }
 }
 
