@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::cache::Window;
-use super::damage::{Extent, Pages, Relation};
+use super::damage::{Extent, Pages, Relation, written};
 use super::job::{Job, cannot};
 use super::queue::Begun;
 use super::tree::{Item, Root};
@@ -139,7 +139,7 @@ impl CopyInput {
         self.emit(&path, &stat, EntryKind::File, size, &[])?;
         let mut window = Window::new(fd.as_fd(), size);
         window.advance(fd.as_fd(), 0);
-        let page = self.sight.as_ref().and_then(|_| self.relation(&path));
+        let page = self.sight.as_ref().and_then(|_| self.relation(&path, &stat));
         self.offset += size.next_multiple_of(BLOCK as u64);
         let (hasher, modified) = (self.job.algorithm.hasher(), stat.st_mtime);
         self.file = Some(Open { fd, path, size, at: 0, ended: false, hasher, modified, window, page });
@@ -150,14 +150,15 @@ impl CopyInput {
     }
 
     /// The relation that a file belongs to, if it has pages.
-    fn relation(&self, path: &[u8]) -> Option<(Arc<Relation>, u32)> {
+    fn relation(&self, path: &[u8], stat: &Stat) -> Option<(Arc<Relation>, u32)> {
         let mut place = if self.root.oid.is_some() { Place::Tablespaces } else { Place::Data };
         let mut names = path.split(|&byte| byte == b'/').peekable();
         while let Some(name) = names.next() {
             if names.peek().is_none() {
                 let segment = place.has_pages(name)?.segment;
                 let block = segment.checked_mul(self.job.segment_pages)?;
-                let relation = Relation { root: Arc::clone(&self.root), path: path.to_vec(), first_block: block };
+                let (root, path) = (Arc::clone(&self.root), path.to_vec());
+                let relation = Relation { root, path, first_block: block, written: written(stat) };
                 return Some((Arc::new(relation), block));
             }
             place = if place == Place::Tablespaces { Place::Version } else { place.child(name) };
@@ -338,7 +339,7 @@ mod tests {
         ) {
             let temp = tempfile::tempdir().unwrap();
             let root = Arc::new(Root::open(None, temp.path()).unwrap());
-            let relation = Arc::new(Relation { root, path: b"1".to_vec(), first_block: 7 });
+            let relation = Arc::new(Relation { root, path: b"1".to_vec(), first_block: 7, written: (0, 0) });
             // Each is as wrong as a page can be, and its file is not there: so it is a suspect, once.
             let data: Vec<u8> = (0..pages * 1024).map(|i| u8::try_from(i % 251).unwrap() | 1).collect();
             let looked = Arc::new(Pages::new(Lsn(u64::MAX), 1024));

@@ -2,12 +2,16 @@
 //!
 //! A page that is read while the server writes it can be torn. It has then changed since the backup began, so its log brings it back, and once
 //! the server has written all of it, its own header says so. So a suspect is read again at the end, when there was time enough; what is
-//! wrong then is wrong on disk.
+//! wrong then is wrong on disk, whatever it belongs to.
+//!
+//! Some pages are written without that their headers tell of it, and what the copy has of them does no harm, either
+//! ([`Pages::is_harmless`]): PostgreSQL clears what is torn, or its log makes the page anew.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::fs::{Stat, fstat};
 use rustix::io::Errno;
 
 use super::tree::Root;
@@ -22,6 +26,8 @@ const SUSPECTS_MAX: usize = 1 << 16;
 /// Suspects are read so often, with a pause before each time but the first, as long as any is wrong on disk.
 const LOOKS: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(100);
+/// Up to here, positions stand for none: 0, and 1 in GiST indexes that are being built (`GistBuildLSN` in `src/include/access/gist.h`).
+const LSN_OF_NONE_MAX: Lsn = Lsn(1);
 /// As many runs of blocks are named in one warning.
 const RUNS_NAMED_MAX: usize = 20;
 
@@ -32,6 +38,17 @@ pub(super) struct Relation {
     pub(super) path: Vec<u8>,
     /// The number in the relation of the block with which it begins.
     pub(super) first_block: u32,
+    /// When it was last written to, as it was opened.
+    pub(super) written: Written,
+}
+
+/// Seconds and nanoseconds, by the clock of its file system.
+pub(super) type Written = (i64, i64);
+
+/// When a file was last written to.
+#[expect(clippy::unnecessary_cast, reason = "the width of these fields differs between systems")]
+pub(super) fn written(stat: &Stat) -> Written {
+    (stat.st_mtime as i64, stat.st_mtime_nsec as i64)
 }
 
 /// Pages that stand together in a chunk.
@@ -77,6 +94,8 @@ enum Wrong {
     OnDisk(Verdict),
     /// It was read wrong, and then right, and it has not changed meanwhile: the copy has what was read first.
     InCopy,
+    /// It could not be read again.
+    Unreadable(Errno),
 }
 
 impl Relation {
@@ -89,6 +108,12 @@ impl Relation {
             Some((_, database)) => Some((self.root.oid.unwrap_or(0), Some(database.parse().ok()?), number)),
             None => Some((GLOBAL_TABLESPACE, None, number)),
         }
+    }
+
+    /// Whether it is a map of free space, or of what is visible to all.
+    fn is_map(&self) -> bool {
+        let name = self.path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+        RelationFile::parse(name).is_some_and(|file| matches!(file.fork, Some("fsm" | "vm")))
     }
 }
 
@@ -167,18 +192,36 @@ impl Pages {
     fn read_again(&self, relation: &Relation, block: u32) -> Option<Wrong> {
         let mut page = vec![0; self.page_bytes];
         let at = u64::from(block - relation.first_block) * self.page_bytes as u64;
-        let read = relation.root.open_file(&relation.path).and_then(|file| read_all(&file, &mut page, at));
+        let read = relation.root.open_file(&relation.path);
+        let read = read.and_then(|file| Ok((read_all(&file, &mut page, at)?, fstat(&file)?)));
         match read {
             // Cut off, or gone: recovery does that again.
-            Ok(n) if n < page.len() => None,
+            Ok((n, _)) if n < page.len() => None,
             Err(Errno::NOENT) => None,
-            Err(_) => Some(Wrong::InCopy),
-            Ok(_) => match page::judge(&page, block, self.start) {
-                Verdict::Sound if page::lsn(&page) >= self.start => None,
+            Err(errno) => Some(Wrong::Unreadable(errno)),
+            Ok((_, stat)) => match page::judge(&page, block, self.start) {
+                Verdict::Sound if self.is_harmless(relation, &page, written(&stat)) => None,
                 Verdict::Sound => Some(Wrong::InCopy),
                 wrong => Some(Wrong::OnDisk(wrong)),
             },
         }
+    }
+
+    /// Whether it does not matter what the copy has of a page that was read wrong and is sound by now.
+    ///
+    /// - It has changed since the start: the log brings it back.
+    /// - It is of a map. Bits of the visibility map are cleared with nothing but the heap's own record, and its page keeps its position in the log
+    ///   (`visibilitymap_clear`); a standby cuts both maps off so (`visibilitymap_prepare_truncate`, `FreeSpaceMapPrepareTruncateRel`). They can be
+    ///   torn after a crash, too, so PostgreSQL reads them with `RBM_ZERO_ON_ERROR` (`vm_readbuf`, `fsm_readbuf`): a page whose checksum does
+    ///   not hold is cleared, and that loses nothing.
+    /// - It is empty, or has no position, and the file was written to since it was opened. Empty: it was cut off and came back, and of both there is
+    ///   log. Without a position: it is of a GIN, GiST or SP-GiST index in the making, whose pages are all logged at its end (`log_newpage_range`); should that not
+    ///   come, nobody needs the file.
+    ///
+    /// The server's own look at pages (`BASE_BACKUP`) is satisfied by any of these on its second reading.
+    fn is_harmless(&self, relation: &Relation, page: &[u8], written: Written) -> bool {
+        let lsn = page::lsn(page);
+        lsn >= self.start || relation.is_map() || lsn <= LSN_OF_NONE_MAX && written != relation.written
     }
 }
 
@@ -190,6 +233,9 @@ impl std::fmt::Display for Wrong {
             }
             Self::OnDisk(_) => f.write_str("it is neither empty nor in use"),
             Self::InCopy => f.write_str("it was read with a wrong checksum, and with a right one later"),
+            Self::Unreadable(errno) => {
+                write!(f, "it was read with a wrong checksum, and then not at all: {}", std::io::Error::from(*errno))
+            }
         }
     }
 }
@@ -236,105 +282,4 @@ fn pause() {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::os::unix::fs::FileExt;
-
-    use super::*;
-    use crate::postgres::page::PAGE_BYTES;
-
-    fn page(block: u32, lsn: u8) -> Vec<u8> {
-        let mut page = vec![0; PAGE_BYTES];
-        page[4..8].copy_from_slice(&u32::from(lsn).to_ne_bytes());
-        page[14..16].copy_from_slice(&4096u16.to_ne_bytes());
-        page[5000] = 7;
-        let sum = page::checksum(&page, block);
-        page[8..10].copy_from_slice(&sum.to_ne_bytes());
-        page
-    }
-
-    fn relation(first_block: u32) -> (tempfile::TempDir, Arc<Relation>) {
-        let temp = tempfile::tempdir().unwrap();
-        let pages: Vec<u8> = (first_block..first_block + 8).flat_map(|block| page(block, 1)).collect();
-        fs::write(temp.path().join("16384.1"), pages).unwrap();
-        let root = Arc::new(Root::open(None, temp.path()).unwrap());
-        (temp, Arc::new(Relation { root, path: b"16384.1".to_vec(), first_block }))
-    }
-
-    fn inspect(pages: &Pages, relation: &Arc<Relation>, chunk: &[u8]) {
-        let extent = Extent {
-            at: 0,
-            pages: chunk.len() / PAGE_BYTES,
-            relation: Arc::clone(relation),
-            block: relation.first_block,
-        };
-        pages.inspect(&[extent], chunk);
-    }
-
-    fn texts(pages: &Pages) -> Vec<String> {
-        pages.damage().into_iter().map(|damaged| damaged.text).collect()
-    }
-
-    #[test]
-    fn a_relation_is_known_by_numbers() {
-        let (_temp, relation) = relation(0);
-        let numbers = |oid, path: &str| {
-            let root = Arc::new(Root::open(oid, &relation.root.location).unwrap());
-            Relation { root, path: path.into(), first_block: 0 }.numbers()
-        };
-        assert_eq!(numbers(None, "base/5/16384_fsm.1"), Some((0, Some(5), 16384)));
-        assert_eq!(numbers(None, "global/1262"), Some((1664, None, 1262)));
-        assert_eq!(numbers(Some(16385), "PG_15_202209061/5/16390"), Some((16385, Some(5), 16390)));
-        assert_eq!(numbers(None, "PG_VERSION"), None);
-    }
-
-    #[test]
-    fn damage_on_disk_is_named_by_file_and_block_of_the_relation() {
-        let (temp, relation) = relation(131_072);
-        let path = temp.path().join("16384.1");
-        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
-        for block in [2, 3, 5] {
-            file.write_all_at(b"rot", block * PAGE_BYTES as u64 + 5000).unwrap();
-        }
-        let pages = Pages::new(Lsn(2), PAGE_BYTES);
-        inspect(&pages, &relation, &fs::read(&path).unwrap());
-        let found = texts(&pages);
-        assert_eq!(found.len(), 1, "{found:?}");
-        assert!(
-            found[0].contains("in 16384.1, 3 blocks: 131074-131075, 131077; of the first, its checksum is"),
-            "{found:?}"
-        );
-        assert!(texts(&pages).is_empty(), "it was told");
-    }
-
-    #[test]
-    fn a_torn_page_is_no_damage_once_it_is_whole() {
-        let (temp, relation) = relation(0);
-        let path = temp.path().join("16384.1");
-        let mut chunk = fs::read(&path).unwrap();
-        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
-        // The copy has the first half of the old page and the second of the new one, whose change came after the start.
-        file.write_all_at(&page(4, 9), 4 * PAGE_BYTES as u64).unwrap();
-        chunk[4 * PAGE_BYTES + 6000] = 9;
-        // Another was cut off, and a third is where the file has none any more.
-        file.set_len(6 * PAGE_BYTES as u64).unwrap();
-        chunk[7 * PAGE_BYTES + 6000] = 9;
-        let pages = Pages::new(Lsn(2), PAGE_BYTES);
-        inspect(&pages, &relation, &chunk);
-        assert_eq!(texts(&pages), Vec::<String>::new());
-        fs::remove_file(&path).unwrap();
-        inspect(&pages, &relation, &chunk);
-        assert_eq!(texts(&pages), Vec::<String>::new());
-    }
-
-    #[test]
-    fn a_page_that_the_log_does_not_repair_must_be_right_in_the_copy_too() {
-        let (temp, relation) = relation(0);
-        let mut chunk = fs::read(temp.path().join("16384.1")).unwrap();
-        chunk[6000] ^= 1;
-        let pages = Pages::new(Lsn(2), PAGE_BYTES);
-        inspect(&pages, &relation, &chunk);
-        let found = texts(&pages);
-        assert!(found[0].contains("block 0") && found[0].ends_with("with a right one later"), "{found:?}");
-    }
-}
+pub(super) mod tests;
