@@ -117,19 +117,14 @@ impl Source for BaseSource {
 impl Closing {
     /// Ends the backup; returns the end of the archive, which stands at `offset`.
     async fn close(mut self, job: &Arc<Job>, offset: u64) -> Result<Bytes> {
-        job.tracker.close();
-        job.tracker.wait().await;
-        if let Some(pages) = job.pages.clone() {
-            for (n, damaged) in blocking(move || Ok(pages.damage())).await?.into_iter().enumerate() {
-                let numbers =
-                    damaged.relation.as_ref().filter(|_| n < NAMED_MAX).and_then(|relation| relation.numbers());
-                let name = match numbers {
-                    Some(numbers) => self.session.name_of(numbers).await,
-                    None => None,
-                };
-                job.facts.findings.damaged();
-                job.facts.warnings.push(damaged.text + &name.map_or_else(String::new, |name| format!(" ({name})")));
-            }
+        for (n, damaged) in job.copied().await?.into_iter().enumerate() {
+            let numbers = damaged.relation.as_ref().filter(|_| n < NAMED_MAX).and_then(|relation| relation.numbers());
+            let name = match numbers {
+                Some(numbers) => self.session.name_of(numbers).await,
+                None => None,
+            };
+            job.facts.findings.damaged();
+            job.facts.warnings.push(damaged.text + &name.map_or_else(String::new, |name| format!(" ({name})")));
         }
         let (control, stat) = self.control().await?;
         let stopped = self.session.stop(job.start, self.wait_for_archive).await?;

@@ -8,7 +8,8 @@ use rustix::io::Errno;
 use tokio_util::task::TaskTracker;
 
 use super::super::Facts;
-use super::damage::Pages;
+use super::blocking;
+use super::damage::{Damaged, Pages};
 use super::queue::{Begun, Failed, Queue};
 use super::rate::Rate;
 use super::tree::{Item, Root};
@@ -42,7 +43,7 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// The next stream of a lane, as [`Queue::begin`].
+    /// The next stream of a lane, as [`Queue::begin`]. Blocks, as all that follows here but [`copied`](Self::copied).
     pub(super) fn begin(&self, from: usize, main: bool) -> Result<Option<Begun>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).begin(from, main).map_err(no_copy)
     }
@@ -50,6 +51,16 @@ impl Job {
     /// What to copy next of a root.
     pub(super) fn next(&self, of: usize) -> Result<Option<Item>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).next(of).map_err(no_copy)
+    }
+
+    /// Waits until every lane has copied what it took, and every page was looked at; returns what is wrong with pages.
+    pub(super) async fn copied(&self) -> Result<Vec<Damaged>> {
+        self.tracker.close();
+        self.tracker.wait().await;
+        match self.pages.clone() {
+            Some(pages) => blocking(move || Ok(pages.damage())).await,
+            None => Ok(Vec::new()),
+        }
     }
 }
 

@@ -6,9 +6,11 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 
+use super::blocking;
 use super::closing::{BaseSource, Closing, CopySource};
 use super::copy::CopyInput;
 use super::job::Job;
+use super::queue::Begun;
 use super::start::Ready;
 use crate::error::Result;
 use crate::repository::layout::StreamName;
@@ -54,7 +56,7 @@ impl MainLane {
             Main::Over => return Ok(None),
         };
         let token = job.tracker.token();
-        let Some(begun) = job.begin(from, true)? else { return Ok(None) };
+        let Some(begun) = begin(&job, from, true).await? else { return Ok(None) };
         let (name, of) = (stream_name(begun.root.oid, begun.number)?, begun.of);
         let is_base = begun.root.oid.is_none();
         let input = CopyInput::new(Arc::clone(&job), begun, name.as_str(), !is_base, token);
@@ -89,7 +91,7 @@ impl SideLane {
         let Some(job) = job else { return Err(consequence("the base backup did not begin").await) };
         // Before anything is taken: the main lane waits for whoever has something.
         let token = job.tracker.token();
-        let Some(begun) = job.begin(self.from, false)? else { return Ok(None) };
+        let Some(begun) = begin(&job, self.from, false).await? else { return Ok(None) };
         self.from = begun.of + 1;
         let name = stream_name(begun.root.oid, begun.number)?;
         let input = CopyInput::new(Arc::clone(&job), begun, name.as_str(), true, token);
@@ -103,6 +105,12 @@ impl Lane for SideLane {
     }
 }
 
+/// The next stream of a lane, as [`Queue::begin`](super::queue::Queue::begin): directories are read for it, where readers wait for each other.
+async fn begin(job: &Arc<Job>, from: usize, main: bool) -> Result<Option<Begun>> {
+    let job = Arc::clone(job);
+    blocking(move || job.begin(from, main)).await
+}
+
 /// The names of a root's streams: `base`, `base-01`, …, `tablespace-16385`, `tablespace-16385-01`, ….
 fn stream_name(oid: Option<u32>, number: usize) -> Result<StreamName> {
     let root = oid.map_or_else(|| "base".to_owned(), |oid| format!("tablespace-{oid}"));
@@ -110,15 +118,4 @@ fn stream_name(oid: Option<u32>, number: usize) -> Result<StreamName> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn streams_of_a_root_are_told_apart() {
-        let name = |oid, number| stream_name(oid, number).unwrap().as_str().to_owned();
-        assert_eq!(
-            [name(None, 0), name(None, 1), name(Some(16385), 0), name(Some(16385), 12)],
-            ["base", "base-01", "tablespace-16385", "tablespace-16385-12"]
-        );
-    }
-}
+mod tests;
