@@ -62,7 +62,7 @@ e2e: ## vectors, conformance, faults, end to end
 soak: BACKUPS ?= 200
 soak: ## local backups under load, BACKUPS (200) of them, and a large one; an hour or two
 	BACKUPS=$(BACKUPS) TABLE_MIB=2048 RELATIONS=50000 \
-		$(CARGO) test $(WORKSPACE) --test e2e -- --nocapture --test-threads 1 local_backup::under_load local_backup::many_files
+		$(CARGO) test $(WORKSPACE) --test e2e -- --nocapture --test-threads 1 local_backup::load
 
 doctest: ## examples in the documentation
 	$(CARGO) test $(WORKSPACE) --doc

@@ -4,20 +4,16 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use backup_tests::host::{Host, Input};
+use backup_tests::host::{Host, Input, Run};
 use backup_tests::postgres::{NewServer, Server};
 use serde_json::Value;
 
 use crate::BACKUP;
 
-fn conninfo(server: &Server) -> String {
-    format!("host={} port={} user=postgres", server.directory().display(), server.port())
-}
-
-fn save(host: &Host, server: &Server, more: &[&str]) -> backup_tests::host::Run {
-    host.backup(["save", "db", "--method", "stream", "--base-backup", &conninfo(server)]).args(more)
+fn save(host: &Host, server: &Server, more: &[&str]) -> Run {
+    host.backup(["save", "db", "--method", "stream", "--base-backup", &server.conninfo()]).args(more)
 }
 
 fn shown(host: &Host, reference: &str) -> Value {
@@ -195,12 +191,18 @@ async fn what_the_server_compressed_is_stored_as_it_came() {
 
 #[tokio::test]
 async fn a_server_that_dies_and_a_user_who_gives_up_leave_nothing() {
+    ends_early(|host, server| save(host, server, &["--max-rate", "1MiB"])).await;
+}
+
+/// Ends a backup in the middle, which `save` makes so slow that it is there for a while: its user gives up, and then the server dies. Neither
+/// leaves anything, here or there.
+pub(crate) async fn ends_early(save: impl Fn(&Host, &Server) -> Run) {
     let server = NewServer::of_major(15).start();
+    // 40 MB with what a cluster begins with.
     server.sql("CREATE TABLE t AS SELECT g, md5(g::text) FROM generate_series(1, 200000) g").await;
     for dies in [false, true] {
         let host = Host::initialised(BACKUP);
-        // 40 MB in some 40 s: it is in the middle, whenever.
-        let mut running = save(&host, &server, &["--max-rate", "1MiB"]).start();
+        let mut running = save(&host, &server).start();
         while !host.stored().iter().any(|name| name.contains("base.")) {
             assert!(running.is_running(), "{}", running.wait());
             std::thread::sleep(Duration::from_millis(20));
@@ -211,6 +213,14 @@ async fn a_server_that_dies_and_a_user_who_gives_up_leave_nothing() {
         } else {
             running.signal(rustix::process::Signal::TERM);
             running.wait().failed(130);
+            // The one that asks has this name, too.
+            let active = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'backup'";
+            let begun = Instant::now();
+            while server.value(active).await != "1" {
+                assert!(begun.elapsed() < Duration::from_secs(30), "its sessions stay");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            assert_eq!(server.value("SELECT count(*) FROM pg_replication_slots").await, "0");
         }
         assert!(host.stored().is_empty() && host.listed().is_empty(), "{dies}: {:?}", host.stored());
     }
@@ -223,7 +233,7 @@ async fn configured_targets_are_run_one_after_the_other() {
     host.write("etc/app.conf", "x = 1\n");
     let good = format!(
         "[targets.db]\nbase_backup = \"{}\"\ncheckpoint = \"fast\"\n[targets.etc]\ndirectory = \"etc\"\n[targets.hello]\ncommand = [\"echo\", \"hello\"]\n",
-        conninfo(&server)
+        server.conninfo()
     );
     host.write("backup.toml", &good);
     let listing = host.backup(["config", "show"]).run().succeeded();

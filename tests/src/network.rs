@@ -23,12 +23,20 @@ impl Network {
     /// # Panics
     /// When there is no port left.
     pub fn to(port: u16) -> Self {
+        Self::in_turn(&[port])
+    }
+
+    /// A way to several ports, as of servers that share one address: the first connection leads to the first of them, and so on.
+    ///
+    /// # Panics
+    /// When there is no port left.
+    pub fn in_turn(ports: &[u16]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let network =
             Self { port: listener.local_addr().expect("bound").port(), pulled: Arc::new(AtomicBool::new(false)) };
-        let pulled = Arc::clone(&network.pulled);
+        let (pulled, ports) = (Arc::clone(&network.pulled), ports.to_owned());
         thread::spawn(move || {
-            for client in listener.incoming().flatten() {
+            for (client, port) in listener.incoming().flatten().zip(ports.into_iter().cycle()) {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else { continue };
                 connect(client, server, &pulled);
             }

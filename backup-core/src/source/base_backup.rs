@@ -22,10 +22,10 @@ use tokio::sync::{oneshot, watch};
 use super::files_index;
 use crate::clock::{Clock, SystemClock};
 use crate::encrypt::random;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{ClusterEntry, Kind};
 use crate::pipeline::{Backup, Findings, Share};
-use crate::postgres::wal::{SegmentSize, SystemIdentifier};
+use crate::postgres::wal::{SegmentSize, SystemIdentifier, Timeline};
 use crate::postgres::wire::{
     BaseBackupOptions, ConnectOptions, Connection, Mode, NoticeCallback, ServerMessage, WalPosition, sqlstate,
 };
@@ -66,7 +66,8 @@ pub enum Method {
     #[default]
     Stream,
     /// They are read here, several at once. This takes the server's user, or root; a role that may start a backup
-    /// (`pg_backup_start`, `pg_backup_stop`) and know where the data directory is (`pg_read_all_settings`).
+    /// (`pg_backup_start`, `pg_backup_stop`) and know where the data directory is (`pg_read_all_settings`); and a replication slot, with
+    /// which the directory is proved to be the server's, with or without WAL.
     Local,
     /// [`Local`](Self::Local) where the data directory of that very server can be read here, and else [`Stream`](Self::Stream).
     Auto,
@@ -167,15 +168,18 @@ async fn local(
     method: Method,
     warnings: &Warned,
 ) -> Result<ClusterSource> {
-    let cluster = LocalCluster::find(options, request, method == Method::Auto).await?;
+    let mut cluster = LocalCluster::find(options, request, method == Method::Auto).await?;
     let facts = cluster.facts(include_wal, SystemClock.now(), warnings);
+    // The slot is the proof that the directory is this server's. Without WAL it is there for nothing else, and goes with its connection.
+    let (connection, slot) = wal_connection(options, &facts).await?;
+    cluster.prove(&slot).await?;
     let wal = match include_wal {
-        true => {
-            let (connection, slot) = wal_connection(options, &facts).await?;
-            cluster.prove(&slot).await?;
-            Some((connection, slot))
+        true => Some((connection, slot)),
+        false => {
+            // It has done what it was for, even if it cannot be closed in order.
+            let _ = connection.close().await;
+            None
         }
-        false => None,
     };
     let (facts, reading) = (Arc::new(facts), Reading::Here(Box::new(cluster)));
     Ok(ClusterSource { facts, reading, request: request.clone(), wal })
@@ -183,6 +187,7 @@ async fn local(
 
 /// A second connection, with a slot of its own that ends with it.
 async fn wal_connection(options: &ConnectOptions, facts: &Facts) -> Result<(Connection, String)> {
+    let lacking = |error, setting| lacking(error, setting, facts.wal_included);
     let connected = Connection::connect(options, Mode::Replication).await;
     let mut connection = connected.map_err(|e| lacking(e, "max_wal_senders"))?;
     let system = connection.identify_system().await?;
@@ -196,13 +201,25 @@ async fn wal_connection(options: &ConnectOptions, facts: &Facts) -> Result<(Conn
 }
 
 /// What the first connection could be given and the second not.
-fn lacking(error: Error, setting: &str) -> Error {
+fn lacking(error: Error, setting: &str, wal_included: bool) -> Error {
     let scarce = sqlstate(&error).is_some_and(|state| state.starts_with("53") || state == "55000");
-    match scarce {
-        true => error
+    match (scarce, wal_included) {
+        (false, _) => error,
+        (true, true) => error
             .with_hint(format!("raise {setting}: the WAL is streamed beside the backup; or leave it out (--no-wal)")),
-        false => error,
+        // Only then is there such a connection all the same.
+        (true, false) => error.with_hint(format!(
+            "raise {setting}: a slot proves that the files are the server's; or copy over the replication protocol (--method stream)"
+        )),
     }
+}
+
+/// A standby was promoted, or follows another primary: its files and its log would be of two histories.
+fn changed_timeline(from: Timeline, to: Timeline) -> Error {
+    let message = format!("the server went from timeline {from} to {to} during the backup");
+    Error::new(ErrorKind::Source, Stage::Source, message).with_hint(
+        "it was promoted, or follows another primary: begin the backup again; that of a standby, after its primary's next checkpoint",
+    )
 }
 
 impl ClusterSource {

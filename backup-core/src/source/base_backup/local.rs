@@ -107,8 +107,12 @@ impl LocalCluster {
         }
     }
 
-    /// Whether the directory is the one of the server that has just made a slot of that name: even a temporary one has a directory there.
-    pub(super) async fn prove(&self, slot: &str) -> Result<()> {
+    /// Whether the directory is the one of the server that has just made a slot of that name: even a temporary one has a directory there. And
+    /// whether that is the server with which the backup is agreed: the slot was made over another connection, which may have led elsewhere.
+    pub(super) async fn prove(&mut self, slot: &str) -> Result<()> {
+        if !self.session.has_slot(slot).await? {
+            return Err(Error::config("two connections led to two different servers").with_hint("name one host"));
+        }
         let (data, slot) = (Arc::clone(&self.data), format!("pg_replslot/{slot}"));
         blocking(move || match data.stat(slot.as_bytes(), false) {
             Ok(_) => Ok(()),

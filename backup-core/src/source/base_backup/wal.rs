@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::Facts;
+use super::{Facts, changed_timeline};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::pipeline::Buffer;
@@ -161,8 +161,7 @@ impl Pump {
                             stream.status(&status(&stream)).await?;
                         }
                     }
-                    None => return Err(Error::new(ErrorKind::Source, Stage::Source, "the server stopped streaming WAL")
-                        .with_hint("it was shut down, or promoted")),
+                    None => return Err(ended_early(stream, start.timeline).await),
                 },
             }
         }
@@ -220,6 +219,15 @@ impl Pump {
         header.set_gid(0);
         header.set_cksum();
         Ok(Bytes::copy_from_slice(header.as_bytes()))
+    }
+}
+
+/// Why the server has no more log: it says so when it went to another timeline.
+async fn ended_early(stream: WalStream, timeline: Timeline) -> Error {
+    match tokio::time::timeout(LEAVE_DEADLINE, stream.finish()).await {
+        Ok(Ok((_, Some(next)))) => changed_timeline(timeline, next.timeline),
+        _ => Error::new(ErrorKind::Source, Stage::Source, "the server stopped streaming WAL")
+            .with_hint("it was shut down: begin the backup again when it runs"),
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::super::changed_timeline;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::postgres::wal::{Lsn, SegmentSize, SystemIdentifier, Timeline};
 use crate::postgres::wire::{Checkpoint, ConnectOptions, Connection, Mode, Row, WalPosition};
@@ -114,6 +115,12 @@ impl Session {
         })
     }
 
+    /// Whether the server has a slot of that name. Everybody may see them, on a standby those of the standby's own.
+    pub(super) async fn has_slot(&mut self, name: &str) -> Result<bool> {
+        let slots = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{name}'");
+        Ok(one(self.connection.query(&slots).await?)?.first().and_then(Option::as_deref) == Some("1"))
+    }
+
     /// Begins the backup, with a checkpoint, or on a standby at its last restart point.
     pub(super) async fn start(&mut self, label: &str, checkpoint: Checkpoint) -> Result<WalPosition> {
         let (label, fast) = (label.replace('\'', "''"), checkpoint == Checkpoint::Fast);
@@ -124,6 +131,8 @@ impl Session {
         let row = one(self.connection.query(&start).await.map_err(may_not)?)?;
         let lsn = parsed(row.into_iter().next().flatten(), "the backup's start")?;
         let timeline = self.timeline("timeline_id FROM pg_control_checkpoint()").await?;
+        // Otherwise that would be told when all was copied: a standby's backup begins at its last restart point, which may be of its old primary.
+        self.is_still_on(timeline).await?;
         Ok(WalPosition { lsn, timeline })
     }
 
@@ -141,19 +150,23 @@ impl Session {
         let label = next().ok_or_else(|| unexpected("the backup's label"))?;
         let time = parsed(next(), "a time")?;
         let began = timeline_of_label(&label).ok_or_else(|| unexpected("the timeline in the backup's label"))?;
-        // On a standby it could be that of its primary by now, and the log that is needed lies on both.
-        let in_recovery = one(self.connection.query("SELECT pg_is_in_recovery()").await?)?;
-        let ended = match in_recovery.first() {
-            Some(Some(is)) if is == "t" => {
-                self.timeline("min_recovery_end_timeline FROM pg_control_recovery()").await?
-            }
-            _ => began,
-        };
-        if (began, ended) != (start.timeline, start.timeline) {
-            let message = format!("the server went from timeline {} to {ended} during the backup", start.timeline);
-            return Err(Error::new(ErrorKind::Source, Stage::Source, message).with_hint("begin the backup again"));
+        if began != start.timeline {
+            return Err(changed_timeline(start.timeline, began));
         }
-        Ok(Stopped { position: WalPosition { lsn, timeline: ended }, label, time })
+        self.is_still_on(began).await?;
+        Ok(Stopped { position: WalPosition { lsn, timeline: began }, label, time })
+    }
+
+    /// Refuses a standby that has gone to another timeline, of which the log that is needed would lie on both. A primary stays where it is.
+    async fn is_still_on(&mut self, timeline: Timeline) -> Result<()> {
+        let in_recovery = one(self.connection.query("SELECT pg_is_in_recovery()").await?)?;
+        if in_recovery.first().and_then(Option::as_deref) != Some("t") {
+            return Ok(());
+        }
+        match self.timeline("min_recovery_end_timeline FROM pg_control_recovery()").await? {
+            now if now == timeline => Ok(()),
+            now => Err(changed_timeline(timeline, now)),
+        }
     }
 
     /// What a relation is called: by tablespace, database and its own number. `None` when that cannot be found out, as of one that is gone.
