@@ -119,7 +119,7 @@ fn stable(recipient: Arc<dyn Recipient>) -> Result<Arc<dyn Recipient>> {
         return Ok(recipient);
     }
     Err(Error::config(format!("{} does not say which key it is", recipient.describe().1)).with_hint(
-        "an alias can be pointed at another key: name the ARN of the key; of a pair on a token, what 'backup init --identity' prints",
+        "an alias can be pointed at another key: name the ARN of the key; of a pair on a token, what 'backup init --identity' prints; an AES key on a token has no such name",
     ))
 }
 

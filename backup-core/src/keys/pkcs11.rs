@@ -250,8 +250,8 @@ impl Recipient for Pkcs11Key {
     }
 
     fn is_stable(&self) -> bool {
-        // What a token says of a key has the one or the other.
-        self.0.uri.public_key.is_some() || self.0.uri.serial.is_some()
+        // An AES key is called in wraps what its token calls it, which may be more than this URI says, and is nothing that nobody else has.
+        self.0.uri.public_key.is_some()
     }
 
     fn wrap<'a>(&'a self, key: &'a DataKey, context: &'a EncryptionContext) -> BoxFuture<'a, Result<Wrap>> {
@@ -343,5 +343,15 @@ mod tests {
         assert_eq!(wrapped.recipient, format!("pkcs11:object=dr?public-key={base}"));
         assert_eq!((wrapped.kind.as_str(), wrapped.wrap.len(), wrapped.wrap[0]), (KIND, 1 + SEALED_LEN, BY_HPKE));
         assert_eq!(key.describe().1, wrapped.recipient);
+    }
+
+    #[test]
+    fn only_a_public_key_says_today_what_wraps_will_say_tomorrow() {
+        let is_stable = |text: &str| text.parse::<Pkcs11Key>().unwrap().is_stable();
+        assert!(is_stable(&format!("pkcs11:object=dr?public-key={}", point(1))));
+        for text in ["pkcs11:object=dr", "pkcs11:serial=12ab;object=dr", "pkcs11:token=t;serial=12ab;object=dr;id=%01"]
+        {
+            assert!(!is_stable(text), "{text}");
+        }
     }
 }

@@ -66,13 +66,22 @@ async fn census(app: &App) -> Result<Census> {
     progress::during(&app.output, None, || shown(&looked), work).await
 }
 
+/// Refuses as long as anything is opened by none of `others`. Which of that names the key itself is only told: what does not name it may need it
+/// all the same, by another name or because an older key is gone.
 fn check(key: &Key, retiring: &RecipientName, others: &BTreeSet<RecipientName>, census: &Census) -> Result<()> {
-    let needing = census.needing(retiring, others);
-    if needing.is_empty() {
+    if census.closed_to(others).is_empty() {
         return Ok(());
     }
-    let message = format!("key '{}' is still needed by {}", key.name, words_and_names(&needing));
-    Err(Error::new(ErrorKind::Key, Stage::Keys, message).with_hint(
+    let with_it: BTreeSet<RecipientName> = others.iter().chain([retiring]).cloned().collect();
+    let (needing, closed) = (census.needing(retiring, others), census.closed_to(&with_it));
+    let mut why = Vec::new();
+    if !needing.is_empty() {
+        why.push(format!("key '{}' is still needed by {}", key.name, words_and_names(&needing)));
+    }
+    if !closed.is_empty() {
+        why.push(format!("no key of today opens {}", words_and_names(&closed)));
+    }
+    Err(Error::new(ErrorKind::Key, Stage::Keys, why.join("; ")).with_hint(
         "'backup key rewrap' wraps them for the recipients of today; what is not kept any more does not count",
     ))
 }
