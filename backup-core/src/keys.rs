@@ -163,6 +163,19 @@ pub async fn public_recipient(text: &str) -> Result<String> {
     Ok(parse_recipient(text)?.describe().1)
 }
 
+/// A recipient or an identity as it may be shown, whether it is one or not: of a key on a token without the command that prints the PIN, since people
+/// put secrets into commands.
+pub fn shown(text: &str) -> String {
+    let Some((key, query)) = text.split_once('?').filter(|_| kind_of(text) == "pkcs11") else { return text.to_owned() };
+    let harmless = |part: &&str| match part.split_once('=') {
+        Some(("module-path" | "public-key", _)) => true,
+        Some(("pin-source", source)) => source.starts_with('/') || source.starts_with("file:"),
+        _ => false,
+    };
+    let kept: Vec<&str> = query.split('&').filter(harmless).collect();
+    if kept.is_empty() { key.to_owned() } else { format!("{key}?{}", kept.join("&")) }
+}
+
 fn kind_of(text: &str) -> &str {
     text.trim().split_once(':').map_or("age", |(kind, _)| kind)
 }
@@ -250,4 +263,28 @@ pub(crate) fn none_opens(wraps: &[Wrap], no_identity: bool) -> Error {
         "it was encrypted to: {}; any one of them opens it: --identity-file for age, --identity for others",
         who.join(", ")
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_on_a_token_is_shown_without_the_command_that_prints_its_pin() {
+        for (text, expected) in [
+            ("age1x", "age1x"),
+            (
+                "kms:arn:aws:kms:x:1:key/1?endpoint=http://127.0.0.1",
+                "kms:arn:aws:kms:x:1:key/1?endpoint=http://127.0.0.1",
+            ),
+            ("pkcs11:object=dr?module-path=/m&pin-source=/p", "pkcs11:object=dr?module-path=/m&pin-source=/p"),
+            ("pkcs11:object=dr?pin-source=file:/p", "pkcs11:object=dr?pin-source=file:/p"),
+            ("pkcs11:object=dr?pin-source=%7Cecho%20hush&public-key=B", "pkcs11:object=dr?public-key=B"),
+            (" pkcs11:object=dr?pin-source=|echo hush", " pkcs11:object=dr"),
+            ("pkcs11:object=dr?pin-source=|echo a & echo hush", "pkcs11:object=dr"),
+            ("pkcs11:object=dr?pin-source=%7cPIN=hush&pin-value=hush", "pkcs11:object=dr"),
+        ] {
+            assert_eq!(shown(text), expected);
+        }
+    }
 }

@@ -67,7 +67,7 @@ impl FromStr for Pkcs11Key {
     }
 }
 
-/// What [`FromStr`] reads.
+/// What [`FromStr`] reads, without the command that prints the PIN.
 impl fmt::Display for Pkcs11Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.uri.fmt(f)

@@ -20,6 +20,8 @@ use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 use serde::Serialize;
 
+use super::shown;
+
 /// Keys live for a year unless something else is said.
 fn default_lifetime() -> Span {
     Span::new().years(1)
@@ -39,7 +41,7 @@ fn default_warn() -> Span {
 const NAME_LEN_MAX: usize = 63;
 
 /// What a configuration says of one key. Spans are of the calendar, in UTC.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct KeyRules {
     /// What people call it: 1 to 63 of `A-Z a-z 0-9 . _ -`.
     pub name: String,
@@ -78,6 +80,25 @@ impl KeyRules {
             replaces: None,
             retired: None,
         }
+    }
+}
+
+/// The recipient [as it may be shown](shown).
+impl fmt::Debug for KeyRules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, recipient, created, activates, expires, lifetime, overlap, warn, replaces, retired } = self;
+        f.debug_struct("KeyRules")
+            .field("name", name)
+            .field("recipient", &shown(recipient))
+            .field("created", created)
+            .field("activates", activates)
+            .field("expires", expires)
+            .field("lifetime", lifetime)
+            .field("overlap", overlap)
+            .field("warn", warn)
+            .field("replaces", replaces)
+            .field("retired", retired)
+            .finish()
     }
 }
 
@@ -121,7 +142,7 @@ impl fmt::Display for State {
 }
 
 /// A key, with all moments of its life.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Key {
     /// Its name.
@@ -144,6 +165,25 @@ pub struct Key {
     pub retired: Option<Timestamp>,
     /// When its first successor becomes active.
     succeeded: Option<Timestamp>,
+}
+
+/// The recipient [as it may be shown](shown).
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, recipient, created, activates, ends, warns, replaces, successors, retired, succeeded } = self;
+        f.debug_struct("Key")
+            .field("name", name)
+            .field("recipient", &shown(recipient))
+            .field("created", created)
+            .field("activates", activates)
+            .field("ends", ends)
+            .field("warns", warns)
+            .field("replaces", replaces)
+            .field("successors", successors)
+            .field("retired", retired)
+            .field("succeeded", succeeded)
+            .finish()
+    }
 }
 
 impl Key {

@@ -1,5 +1,6 @@
 //! Secrets from files and from what commands print; never from arguments, which everybody on a host can see.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -14,12 +15,22 @@ use super::key_error;
 use crate::error::{Error, Result, Stage};
 
 /// Where a secret is to be had.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum SecretSource {
     /// A file that nobody else can read, or a pipe.
     File(PathBuf),
     /// A command for `sh`, which prints it.
     Command(String),
+}
+
+/// Without the command: people put secrets into commands.
+impl fmt::Debug for SecretSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Command(_) => f.debug_tuple("Command").finish_non_exhaustive(),
+        }
+    }
 }
 
 impl SecretSource {

@@ -2,6 +2,7 @@
 
 use backup_core::Result;
 use backup_core::keys::policy::{Key, State};
+use backup_core::keys::shown;
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -38,7 +39,7 @@ impl KeyDocument {
     pub(super) fn new(key: &Key, now: Timestamp) -> Self {
         Self {
             name: key.name.clone(),
-            recipient: key.recipient.clone(),
+            recipient: shown(&key.recipient),
             state: key.state(now),
             created: time(key.created),
             activates: time(key.activates),
@@ -73,7 +74,7 @@ pub(super) fn run(app: &App, args: &ListKeysArgs) -> Result<Exit> {
     for key in policy.keys() {
         let replaces = key.replaces.clone().unwrap_or_else(|| "-".to_owned());
         let state = key.state(now).to_string();
-        rows.push(vec![key.name.clone(), state, time(key.activates), time(key.ends), replaces, key.recipient.clone()]);
+        rows.push(vec![key.name.clone(), state, time(key.activates), time(key.ends), replaces, shown(&key.recipient)]);
     }
     app.output.data(&table(&rows))?;
     Ok(Exit::Done)

@@ -130,6 +130,7 @@ impl FromStr for Uri {
     }
 }
 
+/// What [`FromStr`] reads, without the command that prints the PIN: people put secrets into commands.
 impl fmt::Display for Uri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let encode = |value: &[u8]| percent_encode(value, ENCODED).to_string();
@@ -148,9 +149,9 @@ impl fmt::Display for Uri {
         ];
         let module =
             self.module.as_ref().map(|path| format!("module-path={}", encode(path.as_os_str().as_encoded_bytes())));
-        let pin = self.pin.as_ref().map(|source| match source {
-            SecretSource::File(path) => format!("pin-source={}", encode(path.as_os_str().as_encoded_bytes())),
-            SecretSource::Command(command) => format!("pin-source=%7C{}", encode(command.as_bytes())),
+        let pin = self.pin.as_ref().and_then(|source| match source {
+            SecretSource::File(path) => Some(format!("pin-source={}", encode(path.as_os_str().as_encoded_bytes()))),
+            SecretSource::Command(_) => None,
         });
         let public_key = self.public_key.map(|point| format!("public-key={}", BASE64URL_NOPAD.encode(&point)));
         let path: Vec<String> = path.into_iter().flatten().collect();
@@ -173,13 +174,15 @@ mod tests {
             "pkcs11:token=Backup%20HSM;serial=12ab;manufacturer=M;model=SoftHSM%20v2;object=dr%2C1;id=%01%FF"
                 .to_owned(),
             "pkcs11:id=%00?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=/etc/backup/pin".to_owned(),
-            "pkcs11:object=dr?pin-source=%7Cpass%20show%20hsm%20%3B%20true".to_owned(),
             format!("pkcs11:token=a;object=dr?public-key={point}"),
         ] {
             assert_eq!(text.parse::<Uri>().unwrap().to_string(), text);
         }
         let uri: Uri = "pkcs11:object=dr;type=private?pin-source=file:/etc/pin".parse().unwrap();
         assert_eq!(uri.pin, Some(SecretSource::File("/etc/pin".into())));
+        let uri: Uri = "pkcs11:object=dr?pin-source=%7Cpass%20show%20hsm%20%3B%20true&module-path=/m".parse().unwrap();
+        assert_eq!(uri.pin, Some(SecretSource::Command("pass show hsm ; true".into())));
+        assert_eq!(uri.to_string(), "pkcs11:object=dr?module-path=/m");
         let public = "pkcs11:object=dr?module-path=/m&pin-source=/p".parse::<Uri>().unwrap().public();
         assert_eq!(public.to_string(), "pkcs11:object=dr");
     }
