@@ -10,8 +10,8 @@
 //!
 //! New backups are wrapped for *every* key that is active, expiring or in overlap. So in the overlap the successor and the predecessor
 //! both open what is written: whoever has not got the new identity yet, and a successor that turns out to be unusable, cost nobody a
-//! backup. A key ends when it expires, or, if that is sooner, an overlap after its successor became active. A key that has ended is never
-//! used again, whatever becomes of its successor.
+//! backup. A key ends when it expires, or, if that is sooner, an overlap after its successor became active. A successor that is retired before
+//! that is given up: the key goes on as if there had been none. A key that has ended is never used again, whatever becomes of its successor.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -159,7 +159,8 @@ pub struct Key {
     pub warns: Timestamp,
     /// Whose successor it is.
     pub replaces: Option<String>,
-    /// Its successors; the first to become active comes first. One, unless there was a second try.
+    /// Its successors; the first to become active comes first. One, unless there was a second try. None of them was given up, which is to be
+    /// retired before this key ended.
     pub successors: Vec<String>,
     /// Since when it is retired.
     pub retired: Option<Timestamp>,
@@ -240,18 +241,23 @@ impl Policy {
             }
             keys.push(key);
         }
-        let mut successors: Vec<(String, Timestamp, String)> = Vec::new();
+        let mut successors: Vec<(String, Timestamp, String, Option<Timestamp>)> = Vec::new();
         for key in &keys {
             let Some(replaces) = &key.replaces else { continue };
             check_ancestry(&keys, key)?;
-            successors.push((replaces.clone(), key.activates, key.name.clone()));
+            successors.push((replaces.clone(), key.activates, key.name.clone(), key.retired));
         }
         successors.sort();
-        for (predecessor, activates, successor) in successors {
+        for (predecessor, activates, successor, retired) in successors {
             let Some(key) = keys.iter_mut().find(|key| key.name == predecessor) else { continue };
             let overlap = overlaps.get(&predecessor).copied().unwrap_or_else(default_overlap);
             let end = after(activates, overlap).ok_or_else(|| wrong(&predecessor, "has an overlap without an end"))?;
-            key.ends = key.ends.min(end);
+            let end = key.ends.min(end);
+            // Given up while the key was still there to go on.
+            if retired.is_some_and(|retired| retired < end) {
+                continue;
+            }
+            key.ends = end;
             key.succeeded.get_or_insert(activates);
             key.successors.push(successor);
         }

@@ -71,14 +71,45 @@ fn an_overlap_ends_with_the_key_and_a_successor_that_comes_too_late_is_announced
 }
 
 #[test]
-fn a_successor_that_is_given_up_brings_nothing_back() {
-    let b = KeyRules { retired: Some(time("2026-03-10T00:00:00Z")), ..successor("b", "2026-03-01T00:00:00Z", "a") };
-    let c = successor("c", "2026-03-10T00:00:00Z", "a");
-    let policy = Policy::new(vec![rules("a", "2026-01-01T00:00:00Z"), b, c]).unwrap();
+fn a_successor_that_is_given_up_neither_ends_its_predecessor_nor_keeps_its_end_quiet() {
+    let given_up = |on: &str| KeyRules { retired: Some(time(on)), ..successor("b", "2026-03-01T00:00:00Z", "a") };
+    let policy = Policy::new(vec![rules("a", "2026-01-01T00:00:00Z"), given_up("2026-03-10T00:00:00Z")]).unwrap();
+    let a = &policy.keys()[0];
+    assert_eq!((a.ends, a.successors.len()), (time("2027-01-01T00:00:00Z"), 0));
+    let states = ["2026-03-31T00:00:00Z", "2026-10-03T00:00:00Z", "2027-01-01T00:00:00Z"].map(|now| a.state(time(now)));
+    assert_eq!(states, [State::Active, State::Expiring, State::Expired]);
+    assert_eq!(policy.lapses(time("2026-03-31T00:00:00Z")), Some(a.ends));
+
+    // A second try counts from its own beginning.
+    let again = successor("c", "2026-03-10T00:00:00Z", "a");
+    let policy =
+        Policy::new(vec![rules("a", "2026-01-01T00:00:00Z"), given_up("2026-03-10T00:00:00Z"), again]).unwrap();
     let states = |now| policy.keys().iter().map(|key| key.state(time(now))).collect::<Vec<_>>();
-    assert_eq!(states("2026-03-20T00:00:00Z"), [State::Overlap, State::Retired, State::Active]);
-    assert_eq!(states("2026-03-31T00:00:00Z"), [State::Expired, State::Retired, State::Active]);
-    assert_eq!(policy.keys()[0].successors, ["b", "c"]);
+    assert_eq!(states("2026-03-31T00:00:00Z"), [State::Overlap, State::Retired, State::Active]);
+    assert_eq!(states("2026-04-09T00:00:00Z"), [State::Expired, State::Retired, State::Active]);
+    assert_eq!(policy.keys()[0].successors, ["c"]);
+}
+
+#[test]
+fn a_key_that_has_ended_is_not_brought_back_when_its_successor_is_retired() {
+    for retired in ["2026-03-31T00:00:00Z", "2026-08-01T00:00:00Z"] {
+        let b = KeyRules { retired: Some(time(retired)), ..successor("b", "2026-03-01T00:00:00Z", "a") };
+        let policy = Policy::new(vec![rules("a", "2026-01-01T00:00:00Z"), b]).unwrap();
+        assert_eq!(policy.keys()[0].ends, time("2026-03-31T00:00:00Z"), "{retired}");
+        assert_eq!(policy.keys()[0].state(time("2026-08-02T00:00:00Z")), State::Expired, "{retired}");
+        assert_eq!(policy.keys()[0].successors, ["b"], "{retired}");
+    }
+}
+
+#[test]
+fn what_tells_of_a_key_does_not_tell_how_its_pin_is_had() {
+    let recipient = "pkcs11:object=dr?pin-source=%7Cecho%20hush&public-key=B";
+    let rules = KeyRules::new("a", recipient, time("2026-01-01T00:00:00Z"));
+    let policy = Policy::new(vec![rules.clone()]).unwrap();
+    for told in [format!("{rules:?}"), format!("{policy:?}")] {
+        assert!(told.contains("pkcs11:object=dr?public-key=B") && !told.contains("hush"), "{told}");
+    }
+    assert_eq!(policy.keys()[0].recipient, recipient);
 }
 
 #[test]
