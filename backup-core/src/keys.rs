@@ -102,6 +102,13 @@ pub trait Identity: Send + Sync + fmt::Debug {
     /// Unwraps `wrap`, which was found where `context` says; `Ok(None)` when it was made for somebody else or is of another kind.
     /// An error when it was made for this identity and cannot be opened. Cancel safe.
     fn unwrap<'a>(&'a self, wrap: &'a Wrap, context: &'a EncryptionContext) -> BoxFuture<'a, Result<Option<DataKey>>>;
+
+    /// Whether unwrapping `wrap` asks somebody (a key service, a token, a person) or takes long by design. Readers try any number of
+    /// [rewraps](crate::repository::rewrap), which whoever can write to the repository may have put there, but only 64 wraps that are costly to
+    /// one identity. An identity that turns most wraps down without asking should say so here.
+    fn is_costly(&self, _wrap: &Wrap) -> bool {
+        true
+    }
 }
 
 /// Reads a recipient of any kind that is given as text: `age1…`, `kms:arn:…`, `pkcs11:…`. Asks nobody.
@@ -208,24 +215,58 @@ pub async fn unwrap_any(
     context: &EncryptionContext,
     identities: &[Arc<dyn Identity>],
 ) -> Result<DataKey> {
-    let mut first_failure = None;
-    for identity in identities {
+    let mut any = Budget::new(identities, usize::MAX);
+    unwrap_within(&mut any, data_key_id, wraps, context, identities)
+        .await
+        .map_err(|failures| failures.into_iter().next().unwrap_or_else(|| none_opens(wraps, identities.is_empty())))
+}
+
+/// How many more wraps that are costly to it each of some identities is asked to unwrap.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    left: Vec<usize>,
+    /// Whether there was one more.
+    pub(crate) is_exceeded: bool,
+}
+
+impl Budget {
+    pub(crate) fn new(identities: &[Arc<dyn Identity>], each: usize) -> Self {
+        Self { left: vec![each; identities.len()], is_exceeded: false }
+    }
+
+    fn spend(&mut self, identity: usize) -> bool {
+        let left = self.left.get_mut(identity).filter(|left| **left > 0);
+        self.is_exceeded |= left.is_none();
+        left.map(|left| *left -= 1).is_some()
+    }
+}
+
+/// As [`unwrap_any`], within `budget`, which is that of `identities`. The error is every failure of somebody for whom a wrap was made, in their order.
+pub(crate) async fn unwrap_within(
+    budget: &mut Budget,
+    data_key_id: &str,
+    wraps: &[Wrap],
+    context: &EncryptionContext,
+    identities: &[Arc<dyn Identity>],
+) -> Result<DataKey, Vec<Error>> {
+    let mut failures = Vec::new();
+    for (i, identity) in identities.iter().enumerate() {
         for wrap in wraps {
+            if identity.is_costly(wrap) && !budget.spend(i) {
+                continue;
+            }
             match identity.unwrap(wrap, context).await {
                 Ok(Some(key)) if key.id() == data_key_id => return Ok(key),
                 Ok(Some(_)) => {
-                    first_failure.get_or_insert_with(|| {
-                        Error::new(ErrorKind::Integrity, Stage::Keys, "a wrapped data key belongs to another backup")
-                    });
+                    let message = "a wrapped data key belongs to another backup";
+                    failures.push(Error::new(ErrorKind::Integrity, Stage::Keys, message));
                 }
                 Ok(None) => {}
-                Err(e) => {
-                    first_failure.get_or_insert(e);
-                }
+                Err(e) => failures.push(e),
             }
         }
     }
-    Err(first_failure.unwrap_or_else(|| none_opens(wraps, identities.is_empty())))
+    Err(failures)
 }
 
 fn key_error(message: impl Into<String>) -> Error {

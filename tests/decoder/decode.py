@@ -21,7 +21,7 @@ from age import hkdf
 SUITES = {"aes-256-gcm": AESGCM, "chacha20-poly1305": ChaCha20Poly1305}
 FOOTER, FRAME_EXTRA, HEADER_MAX, MANIFEST_MAX, WRAPS_MAX = 152, 64, 65536, 16 << 20, 64
 CHUNK_SIZES, VOLUME_CHUNKS = range(4096, (2 << 20) + 1), range(1, (1 << 20) + 1)
-REWRAP_MAX, REWRAPS_MAX, REWRAP_NAME = 65536, 64, re.compile(r"[0-9]{8}-[a-z2-7]{16}\.json")
+REWRAP_MAX, REWRAP_NAME = 65536, re.compile(r"[0-9]{8}-[a-z2-7]{16}\.json")
 PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}")
 
 HEADER = {"name": dict, "stream_id": str, "volume": int, "suite": str, "codec": str, "chunk_size": int, "volume_chunks": int}
@@ -240,7 +240,7 @@ def open_key(repository, volume, secret_keys):  # 3
     asked = {"target": name["target"], "purpose": name["kind"], "data_key": data_key}
     folder = repository / name["target"] / "keys" / data_key
     found = sorted((path for path in folder.glob("*") if REWRAP_NAME.fullmatch(path.name)), reverse=True)
-    for path in found[:REWRAPS_MAX]:
+    for path in found:
         try:
             return read_rewrap(path, asked, secret_keys)
         except Refused:

@@ -162,6 +162,10 @@ impl fmt::Debug for AgeIdentity {
 }
 
 impl Identity for AgeIdentity {
+    fn is_costly(&self, _: &Wrap) -> bool {
+        false
+    }
+
     fn unwrap<'a>(&'a self, wrap: &'a Wrap, _: &'a EncryptionContext) -> BoxFuture<'a, Result<Option<DataKey>>> {
         Box::pin(async move { self.unwrap_now(wrap) })
     }

@@ -97,6 +97,13 @@ impl KmsKey {
         (related && (own.is_alias() || own.resource == wrapped_for.resource)).then(here)
     }
 
+    /// The same of a wrap.
+    fn asked_for(&self, wrap: &Wrap) -> Option<Arn> {
+        // Who can write to the repository can write anything there. It may choose among keys that we named, and nothing else.
+        let wrapped_for = wrap.recipient.strip_prefix(PREFIX).filter(|_| wrap.kind == KIND)?;
+        self.to_ask_for(&wrapped_for.parse().ok()?)
+    }
+
     async fn decrypt(&self, arn: &Arn, wrap: &Wrap, context: &EncryptionContext) -> Result<DataKey> {
         let damaged = |why: &str| {
             let message = format!("the data key wrapped for {} {why}", wrap.recipient);
@@ -131,14 +138,13 @@ impl Recipient for KmsKey {
 }
 
 impl Identity for KmsKey {
+    fn is_costly(&self, wrap: &Wrap) -> bool {
+        self.asked_for(wrap).is_some()
+    }
+
     fn unwrap<'a>(&'a self, wrap: &'a Wrap, context: &'a EncryptionContext) -> BoxFuture<'a, Result<Option<DataKey>>> {
         Box::pin(async move {
-            if wrap.kind != KIND {
-                return Ok(None);
-            }
-            // Who can write to the repository can write anything there. It may choose among keys that we named, and nothing else.
-            let wrapped_for: Option<Arn> = wrap.recipient.strip_prefix(PREFIX).and_then(|arn| arn.parse().ok());
-            match wrapped_for.and_then(|arn| self.to_ask_for(&arn)) {
+            match self.asked_for(wrap) {
                 Some(arn) => self.decrypt(&arn, wrap, context).await.map(Some),
                 None => Ok(None),
             }

@@ -102,6 +102,10 @@ impl fmt::Debug for PassphraseIdentity {
 }
 
 impl Identity for PassphraseIdentity {
+    fn is_costly(&self, wrap: &Wrap) -> bool {
+        wrap.kind == KIND
+    }
+
     /// As for every identity. A wrong passphrase cannot be told from a wrap made with another one: both are `Ok(None)`.
     fn unwrap<'a>(&'a self, wrap: &'a Wrap, _: &'a EncryptionContext) -> BoxFuture<'a, Result<Option<DataKey>>> {
         if wrap.kind != KIND {

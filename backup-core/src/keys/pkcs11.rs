@@ -263,6 +263,10 @@ impl Recipient for Pkcs11Key {
 }
 
 impl Identity for Pkcs11Key {
+    fn is_costly(&self, wrap: &Wrap) -> bool {
+        wrap.kind == KIND
+    }
+
     fn unwrap<'a>(&'a self, wrap: &'a Wrap, context: &'a EncryptionContext) -> BoxFuture<'a, Result<Option<DataKey>>> {
         Box::pin(async move {
             if wrap.kind != KIND {

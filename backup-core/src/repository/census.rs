@@ -8,11 +8,10 @@ use futures::future::BoxFuture;
 use object_store::ObjectStore;
 use serde::Serialize;
 
-use super::layout::{BackupPath, KeyPath, TargetName};
-use super::rewraps::{REWRAPS_TRIED, StoredRewrap, Wanted};
-use super::sealed::{Opener, Recipients, Sealed, Visit, names, walk};
+use super::layout::{BackupPath, TargetName};
+use super::rewraps::{Wanted, reached};
+use super::sealed::{Opener, Recipients, Sealed, Visit, walk};
 use super::{Found, Repository};
-use crate::encrypt::DataKey;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{Purpose, RecipientName};
 use crate::keys::Identity;
@@ -216,7 +215,8 @@ impl Visit for Counting<'_> {
                 None => (None, sealed.recipients.clone()),
             };
             if id(sealed.key.data_key()).is_some_and(|id| self.rewrapped.contains(&id)) {
-                recipients.extend(since(self.repository, &sealed.key, sealed.wanted(), key.as_ref()).await?);
+                let since = reached(self.repository, &sealed.key, sealed.wanted(), key.as_ref(), |_| false).await?;
+                recipients.extend(since.recipients);
             }
             Ok(recipients)
         })
@@ -235,27 +235,5 @@ pub async fn rewrapped_for(
     let (target, data_key) = (&found.path.target, &found.manifest.data_key);
     let Some(path) = target.key(data_key) else { return Ok(Recipients::new()) };
     let wanted = Wanted { target: target.as_str(), purpose: Purpose::Backup, data_key };
-    since(repository, &path, wanted, opened.map(OpenBackup::data_key)).await
-}
-
-/// For whom a data key was wrapped again: given the key, as far as that is proved.
-async fn since(
-    repository: &Repository,
-    path: &KeyPath,
-    wanted: Wanted<'_>,
-    key: Option<&DataKey>,
-) -> Result<Recipients> {
-    let mut recipients = Recipients::new();
-    for name in repository.rewraps(path).await?.iter().take(REWRAPS_TRIED) {
-        let Some(stored) = StoredRewrap::read(repository, path, name).await? else { continue };
-        let rewrap = match key {
-            Some(key) => stored.open(wanted, key),
-            None => stored.decode(wanted),
-        };
-        match rewrap {
-            Ok(rewrap) => recipients.extend(names(&rewrap.wraps)),
-            Err(e) => tracing::warn!(error = e.in_one_line(), "a rewrap is not believed"),
-        }
-    }
-    Ok(recipients)
+    Ok(reached(repository, &path, wanted, opened.map(OpenBackup::data_key), |_| false).await?.recipients)
 }

@@ -12,7 +12,7 @@ use object_store::PutPayload;
 use super::Repository;
 use super::census::{Census, Looked, Problem};
 use super::layout::{RewrapName, TargetName};
-use super::rewraps::{REWRAPS_TRIED, StoredRewrap};
+use super::rewraps::{Reached, reached};
 use super::sealed::{Opener, Recipients, Sealed, Visit, names, walk};
 use crate::clock::{Clock, SystemClock};
 use crate::encrypt::DataKey;
@@ -137,23 +137,14 @@ impl Visit for Wrapping<'_> {
 impl Wrapping<'_> {
     async fn wrap(&self, sealed: &Sealed) -> Result<Recipients> {
         let (key, mut has) = self.opener.open(self.repository, sealed).await?;
-        let rewraps = self.repository.rewraps(&sealed.key).await?;
-        for name in rewraps.iter().take(REWRAPS_TRIED) {
-            if self.wanted.is_subset(&has) {
-                break;
-            }
-            let Some(stored) = StoredRewrap::read(self.repository, &sealed.key, name).await? else { continue };
-            match stored.open(sealed.wanted(), &key) {
-                Ok(rewrap) => has.extend(names(&rewrap.wraps)),
-                Err(e) => tracing::warn!(error = e.to_string(), "a rewrap is not believed"),
-            }
-        }
+        let before = self.reached(sealed, &key, &has).await?;
+        has.extend(before.recipients);
         if self.wanted.is_subset(&has) {
             self.unchanged.fetch_add(1, Ordering::Relaxed);
             return Ok(has);
         }
         if !self.options.dry_run {
-            let name = RewrapName::after(rewraps.first());
+            let name = RewrapName::after(before.newest.as_ref());
             let proved = self.write(sealed, &key, &name, &has).await?;
             self.proved.fetch_add(proved.into(), Ordering::Relaxed);
             has.extend(self.wanted.iter().cloned());
@@ -162,7 +153,13 @@ impl Wrapping<'_> {
         Ok(has)
     }
 
-    /// Wraps `key` for everybody and reads it back; whether a wrap that is new was opened.
+    /// Whom readers find it wrapped for besides those in `has`; no more than is wanted.
+    async fn reached(&self, sealed: &Sealed, key: &DataKey, has: &Recipients) -> Result<Reached> {
+        let enough = |found: &Recipients| self.wanted.iter().all(|name| has.contains(name) || found.contains(name));
+        reached(self.repository, &sealed.key, sealed.wanted(), Some(key), enough).await
+    }
+
+    /// Wraps `key` for everybody, and finds it as readers do; whether a wrap that is new was opened.
     async fn write(&self, sealed: &Sealed, key: &DataKey, name: &RewrapName, has: &Recipients) -> Result<bool> {
         let rewrap = Rewrap {
             format: 1,
@@ -179,13 +176,18 @@ impl Wrapping<'_> {
         })?;
         let object = sealed.key.rewrap(name);
         self.repository.put_once(&object, PutPayload::from(bytes)).await?;
-        let address = self.repository.address(&object);
-        let lost = || Error::new(ErrorKind::Storage, Stage::Keys, format!("{address} was stored, and is not there"));
-        let stored = StoredRewrap::read(self.repository, &sealed.key, name).await?.ok_or_else(lost)?;
-        let mut read = stored.open(sealed.wanted(), key)?;
-        read.wraps.retain(|wrap| names(std::slice::from_ref(wrap)).any(|name| !has.contains(&name)));
-        match unwrap_any(sealed.key.data_key(), &read.wraps, &sealed.wanted().context(), self.opener.identities()).await
-        {
+        let found = self.reached(sealed, key, has).await?.recipients;
+        if !self.wanted.iter().all(|name| has.contains(name) || found.contains(name)) {
+            let folder = self.repository.address(&sealed.key.prefix());
+            let message = format!(
+                "{} was stored, and readers do not find it: what comes before it in {folder} nobody who has the key made, and has to be removed",
+                self.repository.address(&object)
+            );
+            return Err(Error::integrity(message).at(Stage::Keys));
+        }
+        let mut wraps = rewrap.wraps;
+        wraps.retain(|wrap| names(std::slice::from_ref(wrap)).any(|name| !has.contains(&name)));
+        match unwrap_any(sealed.key.data_key(), &wraps, &sealed.wanted().context(), self.opener.identities()).await {
             Ok(_) => Ok(true),
             // It is theirs, and does not open: what was written is worth nothing.
             Err(e) if e.kind() == ErrorKind::Integrity => Err(e),

@@ -120,6 +120,8 @@ impl World {
     }
 }
 
+mod hidden;
+
 const NEWEST: &str = "00000009-aaaaaaaaaaaaaaaa.json";
 
 #[tokio::test]
