@@ -17,6 +17,10 @@ use jiff::Timestamp;
 use crate::App;
 use crate::config::{Config, Origin, Setting};
 
+mod following;
+
+pub(crate) use following::Following;
+
 /// The longest passphrase in bytes; what is longer is something else.
 const SECRET_LEN_MAX: usize = 64 * 1024;
 
@@ -29,21 +33,30 @@ pub(crate) struct Recipients {
     keys: Vec<(String, Arc<dyn Recipient>)>,
     /// Whether a flag or the environment names others in their place.
     overruled: bool,
+    passphrase: Option<Arc<dyn Recipient>>,
     others: Vec<Arc<dyn Recipient>>,
 }
 
 impl Recipients {
     /// Reads what is configured, the passphrase too.
     pub(crate) async fn load(config: &Config) -> Result<Self> {
+        let passphrase: Option<Arc<dyn Recipient>> = match &config.passphrase {
+            Some(setting) => Some(Arc::new(PassphraseRecipient::new(passphrase(&setting.value).await?)?)),
+            None => None,
+        };
+        Self::of(config, passphrase)
+    }
+
+    /// What is configured, with the passphrase as it was read before. Blocks, if it has to read identity files.
+    fn of(config: &Config, passphrase: Option<Arc<dyn Recipient>>) -> Result<Self> {
         let mut others = configured_recipients(config)?;
-        if let Some(setting) = &config.passphrase {
-            others.push(Arc::new(PassphraseRecipient::new(passphrase(&setting.value).await?)?));
-        }
+        others.extend(passphrase.clone());
         let keys = policy_recipients(config)?;
         if others.is_empty() && keys.is_empty() {
             others = public_halves(config)?;
         }
-        Ok(Self { policy: config.keys.policy.clone(), keys, overruled: is_overruled(config), others })
+        let (policy, overruled) = (config.keys.policy.clone(), is_overruled(config));
+        Ok(Self { policy, keys, overruled, passphrase, others })
     }
 
     /// Those of the moment `now`. May be none, without a policy: the pipeline refuses that, and says what to do.

@@ -41,9 +41,24 @@ mod style;
 /// What every command works with.
 struct App {
     config: Config,
+    sources: Arc<Sources>,
     output: Output,
     cancel: CancellationToken,
     clock: Arc<dyn Clock>,
+}
+
+/// What the configuration is merged from, besides its file.
+#[derive(Debug)]
+struct Sources {
+    cli: Cli,
+    environment: Environment,
+}
+
+impl Sources {
+    /// The configuration with what its file says now.
+    fn config(&self) -> Result<Config> {
+        Config::load(&self.cli.globals, &self.cli.command, &self.environment)
+    }
 }
 
 /// Runs the command that this process was started with.
@@ -102,10 +117,12 @@ fn start(cli: Cli, clock: Arc<dyn Clock>) -> Result<Exit> {
     if let Command::Generate(args) = &cli.command {
         return command::generate::run(args, &output);
     }
-    let config = Config::load(&cli.globals, &cli.command, &environment)?;
-    let app = App { config, output, cancel: CancellationToken::new(), clock };
-    let work = command::run(&app, &cli.command);
-    match &cli.command {
+    let sources = Arc::new(Sources { cli, environment });
+    let config = sources.config()?;
+    let app = App { config, sources: Arc::clone(&sources), output, cancel: CancellationToken::new(), clock };
+    let command = &sources.cli.command;
+    let work = command::run(&app, command);
+    match command {
         Command::Wal(args) if matches!(args.action, WalAction::Push(_) | WalAction::Fetch(_)) => {
             runtime::block_on_for_postgresql(&args.action, &app.cancel, work)
         }

@@ -11,7 +11,7 @@ use backup_core::compress::Compression;
 use backup_core::postgres::ConnInfo;
 use backup_core::postgres::wire::{ConnectOptions, Environment};
 use backup_core::repository::layout::TargetName;
-use backup_core::wal_archive::{ArchiverOptions, Epochs};
+use backup_core::wal_archive::ArchiverOptions;
 use backup_core::{Error, Result};
 
 use crate::App;
@@ -19,7 +19,6 @@ use crate::args::{CodecName, WalAction};
 use crate::config::{Config, Origin};
 use crate::exit::Exit;
 use crate::input::Input;
-use crate::keys::Recipients;
 use crate::signing;
 
 use super::or_cancelled;
@@ -58,10 +57,7 @@ fn connect_options(app: &App, conninfo: Option<&str>, target: &TargetName) -> Re
 }
 
 /// Stores WAL as the configuration has it.
-async fn archiver_options(app: &App) -> Result<(Epochs, ArchiverOptions)> {
-    let (chosen, clock) = (Recipients::load(&app.config).await?, Arc::clone(&app.clock));
-    // It may run for longer than a key is used.
-    let epochs = Epochs::chosen_by(move || chosen.at(clock.now()))?;
+fn archiver_options(app: &App) -> Result<ArchiverOptions> {
     let mut options = ArchiverOptions::default();
     options.clock = Arc::clone(&app.clock);
     options.signing_key = signing::signing_key(&app.config)?;
@@ -70,7 +66,7 @@ async fn archiver_options(app: &App) -> Result<(Epochs, ArchiverOptions)> {
     if let Some(workers) = &app.config.workers {
         options.workers = workers.value;
     }
-    Ok((epochs, options))
+    Ok(options)
 }
 
 /// WAL has a level of its own, unless one is set.

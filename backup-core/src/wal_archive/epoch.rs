@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
+use futures::future::{BoxFuture, ready};
 use tokio::sync::Mutex;
 
 use crate::encrypt::DataKey;
@@ -29,7 +31,7 @@ pub struct Epochs {
     current: Mutex<Option<Current>>,
 }
 
-type Choose = dyn Fn() -> Result<Vec<Arc<dyn Recipient>>> + Send + Sync;
+type Choose = dyn Fn() -> BoxFuture<'static, Result<Vec<Arc<dyn Recipient>>>> + Send + Sync;
 
 struct Current {
     epoch: Arc<Epoch>,
@@ -50,16 +52,24 @@ impl Epochs {
     /// # Errors
     /// `Key` without a recipient, `Config` with too many.
     pub fn new(recipients: Vec<Arc<dyn Recipient>>) -> Result<Self> {
-        Self::chosen_by(move || Ok(recipients.clone()))
+        let recipients = checked(recipients)?;
+        Ok(Self::of(Box::new(move || ready(Ok(recipients.clone())).boxed())))
     }
 
     /// Keys that are wrapped for those whom `choose` names at the time: once now, and then for each new key.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and those of `choose`. Should it fail later, files are not archived until it succeeds.
-    pub fn chosen_by(choose: impl Fn() -> Result<Vec<Arc<dyn Recipient>>> + Send + Sync + 'static) -> Result<Self> {
-        checked(choose()?)?;
-        Ok(Self { choose: Box::new(choose), lifetime: LIFETIME, current: Mutex::new(None) })
+    /// As [`new`](Self::new), and those of `choose`. Should it fail later, files are not archived until it succeeds. Cancel safe.
+    pub async fn chosen_by<F>(choose: impl Fn() -> F + Send + Sync + 'static) -> Result<Self>
+    where
+        F: Future<Output = Result<Vec<Arc<dyn Recipient>>>> + Send + 'static,
+    {
+        checked(choose().await?)?;
+        Ok(Self::of(Box::new(move || choose().boxed())))
+    }
+
+    fn of(choose: Box<Choose>) -> Self {
+        Self { choose, lifetime: LIFETIME, current: Mutex::new(None) }
     }
 
     /// The key for one more file, of an archive whose context is always the same. Cancel safe.
@@ -70,7 +80,7 @@ impl Epochs {
             return Ok(Arc::clone(&current.epoch));
         }
         let data_key = DataKey::generate();
-        let wraps = wrap_for_all(&data_key, context, &checked((self.choose)()?)?).await?;
+        let wraps = wrap_for_all(&data_key, context, &checked((self.choose)().await?)?).await?;
         let epoch = Arc::new(Epoch { data_key, wraps });
         *current = Some(Current { epoch: Arc::clone(&epoch), begun: Instant::now(), files: 1 });
         Ok(epoch)
@@ -138,9 +148,10 @@ mod tests {
         let asked = std::sync::atomic::AtomicUsize::new(0);
         let choose = move || {
             let n = asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            recipients.get(n.saturating_sub(1)).cloned().map(|one| vec![one]).ok_or_else(crate::keys::no_recipient)
+            let one = recipients.get(n.saturating_sub(1)).cloned();
+            ready(one.map(|one| vec![one]).ok_or_else(crate::keys::no_recipient))
         };
-        let epochs = Epochs::chosen_by(choose).unwrap();
+        let epochs = Epochs::chosen_by(choose).await.unwrap();
         let context = EncryptionContext::of_wal(&"main".parse().unwrap());
         for name in names {
             assert_eq!(epochs.next(&context).await.unwrap().wraps[0].recipient, name);

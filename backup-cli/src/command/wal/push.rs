@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use backup_core::repository::Repository;
-use backup_core::wal_archive::{Archiver, Pushed};
+use backup_core::wal_archive::{Archiver, Epochs, Pushed};
 use backup_core::{Error, ErrorKind, Result, Stage};
 
 use crate::App;
 use crate::args::PushArgs;
 use crate::command::location;
 use crate::exit::Exit;
+use crate::keys::Recipients;
 
 use super::{archiver_options, target};
 
@@ -42,7 +43,8 @@ pub(crate) async fn run(app: &App, args: &PushArgs) -> Result<Exit> {
 async fn push(app: &App, args: &PushArgs) -> Result<Pushed> {
     let target = target(&app.config)?;
     let location = location(&app.config)?;
-    let (epochs, mut options) = archiver_options(app).await?;
+    let epochs = Epochs::new(Recipients::load(&app.config).await?.at(app.clock.now())?)?;
+    let mut options = archiver_options(app)?;
     options.system_identifier = args.system_identifier;
     options.look_ahead = args.look_ahead;
     options.cancel = app.cancel.child_token();

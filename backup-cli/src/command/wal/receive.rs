@@ -6,12 +6,13 @@ use std::time::Duration;
 use backup_core::Result;
 use backup_core::repository::Repository;
 use backup_core::repository::layout::TargetName;
-use backup_core::wal_archive::{Archiver, EventCallback, Receiver, ReceiverEvent, ReceiverOptions, Slot};
+use backup_core::wal_archive::{Archiver, Epochs, EventCallback, Receiver, ReceiverEvent, ReceiverOptions, Slot};
 
 use crate::App;
 use crate::args::ReceiveArgs;
 use crate::command::{location, or_cancelled};
 use crate::exit::Exit;
+use crate::keys::Following;
 use crate::output::Output;
 
 use super::{archiver_options, connect_options, target};
@@ -29,7 +30,10 @@ pub(crate) async fn run(app: &App, args: &ReceiveArgs) -> Result<Exit> {
 
 async fn archiver(app: &App, target: TargetName) -> Result<Archiver> {
     let location = location(&app.config)?;
-    let (epochs, options) = archiver_options(app).await?;
+    let recipients = Following::load(app).await?;
+    // It may run for longer than a key is used.
+    let epochs = Epochs::chosen_by(move || recipients.current()).await?;
+    let options = archiver_options(app)?;
     let repository = Repository::open(&location).await?;
     // Its uploads are not cancelled when we are told to stop: what was received becomes durable first.
     Archiver::new(repository, target, epochs, options)
