@@ -34,6 +34,21 @@ impl Run {
         self.repository = Some(repository.clone());
     }
 
+    /// Where the record goes, if that can be found out: for what is done without a repository. Whether it was.
+    pub(crate) async fn look_for(&mut self, app: &App, repository: impl Future<Output = Result<Repository>>) -> bool {
+        match tokio::time::timeout(DEADLINE, repository).await {
+            Ok(Ok(repository)) => {
+                self.repository = Some(repository);
+                return true;
+            }
+            // Keys are made before it is.
+            Ok(Err(e)) if e.kind() == ErrorKind::NotFound => {}
+            Ok(Err(e)) => not_recorded(app, &report::in_one_line(&e)),
+            Err(_) => not_recorded(app, "the repository takes too long"),
+        }
+        false
+    }
+
     /// Which backup it is about.
     pub(crate) fn about(&mut self, manifest: &Manifest) {
         // What does not parse was not proved, and a record of it would not be one either.
@@ -71,8 +86,12 @@ impl Run {
             Ok(Err(e)) => report::in_one_line(&e),
             Err(_) => format!("{repository} takes too long"),
         };
-        app.output.warning(format!("this run is not recorded: {why}"));
+        not_recorded(app, &why);
     }
+}
+
+fn not_recorded(app: &App, why: &str) {
+    app.output.warning(format!("this run is not recorded: {why}"));
 }
 
 fn who() -> Who {

@@ -81,7 +81,8 @@ impl Recipients {
     }
 }
 
-/// The names of those whom backups are encrypted to at the moment `now`. Asks for no passphrase, and refuses only who cannot be kept account of.
+/// The names of those whom backups are encrypted to at the moment `now`: a key whose time it is not is none of them, whoever names it. Asks for no
+/// passphrase, and refuses only who cannot be kept account of.
 pub(crate) fn recipient_names(config: &Config, now: Timestamp) -> Result<BTreeSet<RecipientName>> {
     let configured = configured_recipients(config)?.into_iter().map(stable).collect::<Result<Vec<_>>>()?;
     let mut names: BTreeSet<RecipientName> = configured.iter().map(|one| named(&**one)).collect();
@@ -90,17 +91,18 @@ pub(crate) fn recipient_names(config: &Config, now: Timestamp) -> Result<BTreeSe
         names.insert(RecipientName { kind, recipient });
     }
     let keys = policy_recipients(config)?;
-    if is_overruled(config) {
-        return Ok(names);
-    }
     if names.is_empty() && keys.is_empty() {
         names.extend(public_halves(config)?.iter().map(|one| named(&**one)));
     }
-    let policy = &config.keys.policy;
-    for (name, recipient) in &keys {
-        if policy.key(name).is_some_and(|key| key.state(now).is_used()) {
-            names.insert(named(&**recipient));
-        }
+    let is_used = |name: &str| config.keys.policy.key(name).is_some_and(|key| key.state(now).is_used());
+    let (used, idle): (Vec<_>, Vec<_>) = keys.iter().partition(|(name, _)| is_used(name));
+    let names_of = |keys: Vec<&(String, Arc<dyn Recipient>)>| -> BTreeSet<RecipientName> {
+        keys.into_iter().map(|(_, recipient)| named(&**recipient)).collect()
+    };
+    let (used, idle) = (names_of(used), names_of(idle));
+    names.retain(|name| used.contains(name) || !idle.contains(name));
+    if !is_overruled(config) {
+        names.extend(used);
     }
     Ok(names)
 }
@@ -150,7 +152,7 @@ fn public_halves(config: &Config) -> Result<Vec<Arc<dyn Recipient>>> {
 }
 
 fn not_used(key: &Key, now: Timestamp) -> Error {
-    key_error(format!("{}: nothing new is encrypted to {}", why_not_used(key, now), key.recipient))
+    key_error(format!("{}: nothing new is encrypted to {}", why_not_used(key, now), keys::shown(&key.recipient)))
         .with_hint("'backup key list' shows which keys are used")
 }
 

@@ -1,5 +1,9 @@
 //! Keys over the years: rotated, rewrapped, retired; and at no moment a backup that nobody can open.
 
+mod edited;
+mod recorded;
+mod retired;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -175,27 +179,6 @@ fn a_key_lives_from_creation_to_retirement_and_everything_opens_at_every_moment(
     assert!(std::fs::read(&fetched).unwrap() == segment(3, "walk"));
     office.with("2027", &["verify", "--all", "--deep"]).run().succeeded();
     office.with("2027", &["key", "status", "--deep"]).run().succeeded().saying("opened and proved");
-}
-
-#[test]
-fn a_key_is_not_retired_while_anything_is_opened_by_no_key_of_today() {
-    let mut office = Office::new();
-    let stray = office.generate("stray");
-    office.backup(&["save", "app", "--recipient", &stray]).stdin("for nobody of today").run().succeeded();
-    office.now = "2026-11-01T00:00:00Z";
-    let recipient = office.generate("2027");
-    office.backup(&["key", "rotate", "2026", "--recipient", &recipient]).run().succeeded();
-    office.now = "2026-12-02T00:00:00Z";
-    // Nothing names the key, and still nobody of today opens it.
-    let files = ["stray", "2027"].map(|name| office.identity(name).display().to_string());
-    let both = ["--identity-file", &files[0], "--identity-file", &files[1]];
-    let before = office.config();
-    let retire = || office.backup(&["key", "retire", "2026"]).args(both);
-    let refused = retire().run().failed(12).saying("no key of today opens 1 backup").hinting("key rewrap");
-    assert!(!refused.stderr.contains("still needed"), "{refused}");
-    assert_eq!(office.config(), before);
-    office.backup(&["key", "rewrap"]).args(both).run().succeeded();
-    retire().run().succeeded();
 }
 
 #[test]

@@ -1,16 +1,20 @@
 //! `backup key`: who can read what, until when, and what comes next.
 
+use backup_core::format::RecipientName;
 use backup_core::keys::policy::Key;
 use backup_core::repository::Repository;
 use backup_core::repository::census::{Census, Held, Looked, Problem};
 use backup_core::repository::layout::TargetName;
+use backup_core::repository::rewrap::named;
+use backup_core::repository::runs::RunRecord;
 use backup_core::{Error, ErrorKind, Result, Stage};
 
 use crate::App;
 use crate::args::KeyAction;
 use crate::audit::Run;
-use crate::config::Config;
+use crate::config::{Config, edit};
 use crate::exit::Exit;
+use crate::keys;
 use crate::output::Output;
 use crate::progress::Shown;
 use crate::report::plain;
@@ -29,24 +33,52 @@ const CONCURRENCY: usize = 16;
 
 pub(crate) async fn run(app: &App, action: &KeyAction) -> Result<Exit> {
     match action {
-        KeyAction::Generate(args) => generate::run(app, args),
+        KeyAction::Generate(args) => {
+            recorded_where_possible(app, "key generate", |record| generate::run(app, args, record)).await
+        }
         KeyAction::List(args) => list::run(app, args),
         KeyAction::Status(args) => status::run(app, args).await,
-        KeyAction::Rotate(args) => rotate::run(app, args),
+        KeyAction::Rotate(args) if args.print => rotate::run(app, args, &mut Run::new(app, "key rotate").record),
+        KeyAction::Rotate(args) => {
+            recorded_where_possible(app, "key rotate", |record| rotate::run(app, args, record)).await
+        }
         KeyAction::Rewrap(args) if args.dry_run => rewrap::run(app, args).await,
-        KeyAction::Rewrap(args) => recorded(app, "key rewrap", rewrap::run(app, args)).await,
+        KeyAction::Rewrap(args) => recorded(app, "key rewrap", Vec::new(), rewrap::run(app, args)).await,
         KeyAction::Retire(args) if args.dry_run => retire::run(app, args).await,
-        KeyAction::Retire(args) => recorded(app, "key retire", retire::run(app, args)).await,
+        KeyAction::Retire(args) => {
+            let key = keys::key_recipient(&app.config, configured(&app.config, &args.name)?)?;
+            recorded(app, "key retire", vec![named(&*key)], retire::run(app, args)).await
+        }
     }
 }
 
-/// Does `work`, which opens data keys, and leaves a record of it.
-async fn recorded(app: &App, command: &str, work: impl Future<Output = Result<Exit>>) -> Result<Exit> {
+/// Does `work`, which opens data keys, and leaves a record of it; `about` are the keys that it is about.
+async fn recorded(
+    app: &App,
+    command: &str,
+    about: Vec<RecipientName>,
+    work: impl Future<Output = Result<Exit>>,
+) -> Result<Exit> {
     let mut run = Run::new(app, command);
+    run.record.recipients = about;
     run.at(&open(app).await?);
     run.begin(app).await;
     let result = work.await;
     run.end(app, &result).await;
+    result
+}
+
+/// Does `work`, which needs no repository, and leaves a record of it where there is one.
+async fn recorded_where_possible(
+    app: &App,
+    command: &str,
+    work: impl FnOnce(&mut RunRecord) -> Result<Exit>,
+) -> Result<Exit> {
+    let mut run = Run::new(app, command);
+    let result = work(&mut run.record);
+    if app.config.repository.is_some() && run.look_for(app, open(app)).await {
+        run.end(app, &result).await;
+    }
     result
 }
 
@@ -74,6 +106,12 @@ async fn targets(repository: &Repository, names: &[String]) -> Result<Vec<Target
 
 async fn open(app: &App) -> Result<Repository> {
     Repository::open(&location(&app.config)?).await
+}
+
+/// The configuration as it is while its file is locked.
+fn reread(app: &App) -> Result<Config> {
+    let config = app.sources.config()?;
+    if config.file == app.config.file { Ok(config) } else { Err(edit::meanwhile()) }
 }
 
 /// How far a walk over all that is kept has come.
@@ -128,6 +166,10 @@ fn tell_problems(output: &Output, census: &Census) {
     if census.problem_count > told {
         output.warning(format!("and {} more", census.problem_count - told));
     }
+}
+
+/// Says how many runs are not counted.
+fn tell_unfinished(output: &Output, census: &Census) {
     if !census.unfinished.is_empty() {
         let runs = count(census.unfinished.len() as u64, "run");
         output.note(format!("unfinished, or going on: {runs}; what they wrote is not counted"));

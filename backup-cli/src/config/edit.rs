@@ -12,28 +12,31 @@ use toml_edit::{DocumentMut, InlineTable, Item, Table, TableLike, Value};
 
 use super::file::ConfigFile;
 
-/// Applies `change` to the file at `path`, and puts the new text in its place at once, with the same mode and owner. Blocks, also for another
-/// process that does the same.
+/// Applies `change` to the file at `path`, and puts the new text in its place at once, with the same mode and owner; returns what `change` does.
+/// Blocks, also for another process that does the same: what has to hold of the file for the change must be looked at by `change` itself.
 ///
 /// # Errors
-/// `Config`, when the file cannot be read or replaced, or would not be a configuration any more; it is then as it was.
-pub(crate) fn edit(path: &Path, change: impl Fn(&mut DocumentMut) -> Result<()>) -> Result<()> {
+/// Those of `change`, and `Config`, when the file cannot be read or replaced, or would not be a configuration any more; it is then as it was.
+pub(crate) fn edit<T>(path: &Path, change: impl FnOnce(&mut DocumentMut) -> Result<T>) -> Result<T> {
     // Where it really is: a link to it stays one.
     let path = fs::canonicalize(path).map_err(|e| failed("find", path, e))?;
     let lock = lock(&path).map_err(|e| failed("lock", &path, e))?;
     let mut text = String::new();
     (&lock).read_to_string(&mut text).map_err(|e| failed("read", &path, e))?;
-    let text = changed(&path, &text, change)?;
-    replace(&path, &lock, text.as_bytes()).map_err(|e| failed("replace", &path, e))
+    let (new, value) = changed(&path, &text, change)?;
+    if new != text {
+        replace(&path, &lock, new.as_bytes()).map_err(|e| failed("replace", &path, e))?;
+    }
+    Ok(value)
 }
 
 /// The text after `change`, which must be a configuration.
-fn changed(path: &Path, text: &str, change: impl Fn(&mut DocumentMut) -> Result<()>) -> Result<String> {
+fn changed<T>(path: &Path, text: &str, change: impl FnOnce(&mut DocumentMut) -> Result<T>) -> Result<(String, T)> {
     let mut document = parse(path, text)?;
-    change(&mut document)?;
+    let value = change(&mut document)?;
     let text = document.to_string();
     super::keys::keys(&ConfigFile::parse(path, text.clone())?)?;
-    Ok(text)
+    Ok((text, value))
 }
 
 fn parse(path: &Path, text: &str) -> Result<DocumentMut> {
@@ -101,7 +104,10 @@ const INHERITED: [&str; 3] = ["lifetime", "overlap", "warn"];
 impl Successor<'_> {
     /// Adds its table behind the others, with the rules of its predecessor.
     pub(crate) fn add_to(&self, document: &mut DocumentMut) -> Result<()> {
-        let keys = document.get_mut("keys").and_then(Item::as_table_like_mut).ok_or_else(no_keys)?;
+        let keys = document.get_mut("keys").and_then(Item::as_table_like_mut).ok_or_else(meanwhile)?;
+        if keys.contains_key(self.name) {
+            return Err(meanwhile());
+        }
         let inherited = self.inherited(keys);
         let inline = keys.get(self.replaces).is_some_and(Item::is_inline_table);
         let mut table: Item = if inline { Value::from(InlineTable::new()).into() } else { Table::new().into() };
@@ -116,7 +122,7 @@ impl Successor<'_> {
     pub(crate) fn to_toml(&self, path: &Path) -> Result<String> {
         let text = fs::read_to_string(path).map_err(|e| failed("read", path, e))?;
         let mut document = parse(path, &text)?;
-        let keys = document.get_mut("keys").and_then(Item::as_table_like_mut).ok_or_else(no_keys)?;
+        let keys = document.get_mut("keys").and_then(Item::as_table_like_mut).ok_or_else(meanwhile)?;
         let mut table = Table::new();
         self.fill(&mut table, self.inherited(keys));
         let mut keys = Table::new();
@@ -151,13 +157,14 @@ impl Successor<'_> {
 
 /// Marks a key as retired.
 pub(crate) fn retire(document: &mut DocumentMut, name: &str, now: Timestamp) -> Result<()> {
-    let keys = document.get_mut("keys").and_then(Item::as_table_like_mut).ok_or_else(no_keys)?;
-    let key = keys.get_mut(name).and_then(Item::as_table_like_mut).ok_or_else(no_keys)?;
+    let keys = document.get_mut("keys").and_then(Item::as_table_like_mut).ok_or_else(meanwhile)?;
+    let key = keys.get_mut(name).and_then(Item::as_table_like_mut).ok_or_else(meanwhile)?;
     key.insert("retired", moment(now));
     Ok(())
 }
 
-fn no_keys() -> Error {
+/// The error of a file that is not what was looked at.
+pub(crate) fn meanwhile() -> Error {
     Error::config("the configuration file was changed meanwhile").with_hint("run the command again")
 }
 
@@ -200,7 +207,7 @@ url = \"backups\"
 
     #[test]
     fn a_successor_is_added_and_all_else_stays_as_it_was() {
-        let text = changed(Path::new("backup.toml"), FILE, |document| successor().add_to(document)).unwrap();
+        let (text, ()) = changed(Path::new("backup.toml"), FILE, |document| successor().add_to(document)).unwrap();
         let added = "[keys.2027]\nrecipient = \"age1b\"\ncreated = 2026-11-25T10:00:00Z\nreplaces = \"2026\"\nlifetime = \"2 years\"\n";
         assert!(text.contains(added), "{text}");
         let without: String = text.replacen(added, "", 1);
@@ -217,9 +224,10 @@ url = \"backups\"
         for text in
             [format!("keys.2026 = {key}\n"), format!("[keys]\n2026 = {key}\n"), format!("keys = {{ 2026 = {key} }}\n")]
         {
-            let text = changed(Path::new("backup.toml"), &text, |document| successor().add_to(document)).unwrap();
+            let (text, ()) = changed(Path::new("backup.toml"), &text, |document| successor().add_to(document)).unwrap();
             let now = "2027-01-10T09:00:00Z".parse().unwrap();
-            let text = changed(Path::new("backup.toml"), &text, |document| retire(document, "2026", now)).unwrap();
+            let (text, ()) =
+                changed(Path::new("backup.toml"), &text, |document| retire(document, "2026", now)).unwrap();
             let file = ConfigFile::parse(Path::new("backup.toml"), text.clone()).unwrap();
             let keys = super::super::keys::keys(&file).unwrap();
             assert_eq!(keys.policy.key("2027").unwrap().replaces.as_deref(), Some("2026"), "{text}");

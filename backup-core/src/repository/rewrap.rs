@@ -45,7 +45,7 @@ pub struct RewrapOptions {
 pub struct Rewrapped {
     /// Data keys that were wrapped again, or would be.
     pub data_keys: u64,
-    /// Of those, the ones of which a new wrap was opened with an identity. The others were read back, and are authentic.
+    /// Of those, the ones of which a new wrap was opened with an identity. The others were found as readers do, and are authentic.
     pub proved: u64,
     /// Data keys that had all of these recipients before.
     pub unchanged: u64,
@@ -62,9 +62,9 @@ impl RewrapOptions {
 
 /// Wraps the data keys of all that `targets` keep for the recipients in `options`, where they are not already.
 ///
-/// Every wrap that was written is read back, and opened if one of the identities is that of a new recipient. What cannot be opened is a
-/// [`Problem`] of the census and does not stop the others; no such thing means that all is done, but for
-/// what is being written meanwhile.
+/// Everything that was written is looked for as readers do, and a wrap of it opened if one of the identities is that of a new recipient. What cannot be
+/// opened, or is hidden behind what others put there, is a [`Problem`] of the census and does not stop the others; no such thing means that all is
+/// done, but for what is being written meanwhile.
 ///
 /// # Errors
 /// `Key` without a recipient, `Config` with too many, and those of the store and of key services that fail. What was done stays; run it again.

@@ -8,50 +8,99 @@ use backup_core::keys::policy::{Key, State};
 use backup_core::repository::census::{Census, Looked};
 use backup_core::repository::rewrap::named;
 use backup_core::{Error, ErrorKind, Result, Stage};
+use jiff::Timestamp;
 
 use crate::App;
 use crate::args::RetireArgs;
-use crate::config::edit;
+use crate::config::{Config, edit};
 use crate::exit::Exit;
 use crate::{keys, progress};
 
-use super::{concurrency, configured, open, problems, shown, targets, tell_problems, words, words_and_names};
+use super::{
+    concurrency, configured, count, open, problems, reread, shown, targets, tell_problems, words, words_and_names,
+};
 
 pub(super) async fn run(app: &App, args: &RetireArgs) -> Result<Exit> {
-    let now = app.clock.now();
-    let key = configured(&app.config, &args.name)?;
-    match key.state(now) {
-        State::Retired => {
-            app.output.note(format!("key '{}' is retired already", key.name));
-            return Ok(Exit::Done);
-        }
-        state if state.is_used() => return Err(still_used(key, state)),
-        _ => {}
-    }
-    let retiring = named(&*keys::key_recipient(&app.config, key)?);
-    let mut others = keys::recipient_names(&app.config, now)?;
-    others.remove(&retiring);
-    // What was wrapped for one passphrase cannot be told from what was wrapped for another.
-    others.retain(|name| name.kind != passphrase::KIND);
+    let Some(retiring) = Retiring::of(&app.config, &args.name, app.clock.now())? else {
+        app.output.note(format!("key '{}' is retired already", args.name));
+        return Ok(Exit::Done);
+    };
     let census = census(app).await?;
     tell_problems(&app.output, &census);
     if let Some(error) = problems(&census, "opened, so it is not known whether they need the key") {
         return Err(error);
     }
-    check(key, &retiring, &others, &census)?;
-    let all = census.all();
-    app.output.note(format!("{} can be opened without '{}'", words(&all), key.name));
-    if args.dry_run {
+    retiring.check(&census)?;
+    let name = &retiring.key.name;
+    app.output.note(format!("{} can be opened without '{name}'", words(&census.all())));
+    if !args.dry_run {
+        let file = app.config.file.as_deref().ok_or_else(|| Error::config("there is no configuration file"))?;
+        edit::edit(file, |document| {
+            // It takes a while to look at everything: who was to open it may have been given up by somebody else, or have ended.
+            let now = app.clock.now();
+            let Some(retiring) = Retiring::of(&reread(app)?, &args.name, now)? else { return Ok(()) };
+            retiring.check(&census)?;
+            edit::retire(document, &args.name, now)
+        })?;
+        app.output.note(format!(
+            "'{name}' is retired; {} was changed. Before its identity is destroyed: are there copies of this repository, or others, that need it?",
+            file.display()
+        ));
+    }
+    if census.unfinished.is_empty() {
         return Ok(Exit::Done);
     }
-    let file = app.config.file.as_deref().ok_or_else(|| Error::config("there is no configuration file"))?;
-    edit::edit(file, |document| edit::retire(document, &key.name, now))?;
-    app.output.note(format!(
-        "'{}' is retired; {} was changed. Before its identity is destroyed: are there copies of this repository, or others, that need it?",
-        key.name,
-        file.display()
+    app.output.warning(format!(
+        "unfinished, or going on: {}; what they wrote may need '{name}', and is not counted. Look again when they have ended, with 'backup key status'",
+        count(census.unfinished.len() as u64, "run")
     ));
-    Ok(Exit::Done)
+    Ok(Exit::Warnings)
+}
+
+/// A key that can be retired as far as the configuration goes.
+struct Retiring {
+    key: Key,
+    recipient: RecipientName,
+    /// Whom else things are encrypted to.
+    others: BTreeSet<RecipientName>,
+}
+
+impl Retiring {
+    /// `None`, when it is retired already.
+    fn of(config: &Config, name: &str, now: Timestamp) -> Result<Option<Self>> {
+        let key = configured(config, name)?;
+        match key.state(now) {
+            State::Retired => return Ok(None),
+            state if state.is_used() => return Err(still_used(key, state)),
+            _ => {}
+        }
+        let recipient = named(&*keys::key_recipient(config, key)?);
+        let mut others = keys::recipient_names(config, now)?;
+        others.remove(&recipient);
+        // What was wrapped for one passphrase cannot be told from what was wrapped for another.
+        others.retain(|name| name.kind != passphrase::KIND);
+        Ok(Some(Self { key: key.clone(), recipient, others }))
+    }
+
+    /// Refuses as long as anything is opened by none of the others. Which of that names the key itself is only told: what does not name it may need
+    /// it all the same, by another name or because an older key is gone.
+    fn check(&self, census: &Census) -> Result<()> {
+        if census.closed_to(&self.others).is_empty() {
+            return Ok(());
+        }
+        let with_it: BTreeSet<RecipientName> = self.others.iter().chain([&self.recipient]).cloned().collect();
+        let (needing, closed) = (census.needing(&self.recipient, &self.others), census.closed_to(&with_it));
+        let mut why = Vec::new();
+        if !needing.is_empty() {
+            why.push(format!("key '{}' is still needed by {}", self.key.name, words_and_names(&needing)));
+        }
+        if !closed.is_empty() {
+            why.push(format!("no key of today opens {}", words_and_names(&closed)));
+        }
+        Err(Error::new(ErrorKind::Key, Stage::Keys, why.join("; ")).with_hint(
+            "'backup key rewrap' wraps them for the recipients of today; what is not kept any more does not count",
+        ))
+    }
 }
 
 /// What is kept, everything of it, proved.
@@ -64,26 +113,6 @@ async fn census(app: &App) -> Result<Census> {
     let looked = Looked::default();
     let work = Census::take(&repository, &targets, &identities, concurrency(&app.config), &looked);
     progress::during(&app.output, None, || shown(&looked), work).await
-}
-
-/// Refuses as long as anything is opened by none of `others`. Which of that names the key itself is only told: what does not name it may need it
-/// all the same, by another name or because an older key is gone.
-fn check(key: &Key, retiring: &RecipientName, others: &BTreeSet<RecipientName>, census: &Census) -> Result<()> {
-    if census.closed_to(others).is_empty() {
-        return Ok(());
-    }
-    let with_it: BTreeSet<RecipientName> = others.iter().chain([retiring]).cloned().collect();
-    let (needing, closed) = (census.needing(retiring, others), census.closed_to(&with_it));
-    let mut why = Vec::new();
-    if !needing.is_empty() {
-        why.push(format!("key '{}' is still needed by {}", key.name, words_and_names(&needing)));
-    }
-    if !closed.is_empty() {
-        why.push(format!("no key of today opens {}", words_and_names(&closed)));
-    }
-    Err(Error::new(ErrorKind::Key, Stage::Keys, why.join("; ")).with_hint(
-        "'backup key rewrap' wraps them for the recipients of today; what is not kept any more does not count",
-    ))
 }
 
 fn still_used(key: &Key, state: State) -> Error {

@@ -13,7 +13,7 @@ use crate::exit::Exit;
 use crate::keys::{self, Recipients};
 use crate::progress;
 
-use super::{concurrency, count, open, problems, shown, targets, tell_problems};
+use super::{concurrency, count, open, problems, shown, targets, tell_problems, tell_unfinished};
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
@@ -43,6 +43,7 @@ pub(super) async fn run(app: &App, args: &RewrapArgs) -> Result<Exit> {
     let work = rewrap(&repository, &targets, &options, &looked);
     let done = progress::during(&app.output, None, || shown(&looked), work).await?;
     tell_problems(&app.output, &done.census);
+    tell_unfinished(&app.output, &done.census);
     let wrapped = if args.dry_run { "to be wrapped" } else { "wrapped" };
     let whom = names.iter().map(|name| name.recipient.as_str()).collect::<Vec<_>>().join(", ");
     let (keys, unchanged) = (count(done.data_keys, "data key"), done.unchanged);

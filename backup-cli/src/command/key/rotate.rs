@@ -1,52 +1,37 @@
 //! `backup key rotate`.
 
 use backup_core::keys::policy::{Key, Policy};
+use backup_core::repository::rewrap::named;
+use backup_core::repository::runs::RunRecord;
 use backup_core::{Error, Result};
+use jiff::Timestamp;
 
 use crate::App;
 use crate::args::RotateArgs;
 use crate::command::describe::time;
+use crate::config::Config;
 use crate::config::edit::{self, Successor};
 use crate::exit::Exit;
 use crate::keys;
 
-use super::configured;
+use super::{configured, reread};
 
-pub(super) fn run(app: &App, args: &RotateArgs) -> Result<Exit> {
-    let (policy, now) = (&app.config.keys.policy, app.clock.now());
-    let predecessor = configured(&app.config, &args.predecessor)?;
-    check(policy, predecessor)?;
-    // In its own spelling, and known to be one.
-    let recipient = keys::recipient(&args.recipient)?;
-    let text = args.recipient.trim();
-    if let Some((name, _)) =
-        keys::policy_recipients(&app.config)?.iter().find(|(_, known)| known.describe() == recipient.describe())
-    {
-        return Err(Error::config(format!("this recipient is that of key '{name}' already"))
-            .with_hint("a successor is a new key: 'backup key generate FILE' makes one"));
-    }
-    let name = args.name.clone().unwrap_or_else(|| next_name(&args.predecessor, policy));
-    if policy.key(&name).is_some() {
-        return Err(Error::config(format!("there is a key '{}' already", name.escape_debug()))
-            .with_hint("choose another --name"));
-    }
-    let activates = args.activates.map_or(now, |moment| moment.0);
-    if activates < now && args.activates.is_some() {
-        return Err(Error::config(format!("a successor cannot have become active already, at {activates}")));
-    }
-    let successor = Successor {
-        name: &name,
-        recipient: text,
-        created: now,
-        activates: args.activates.map(|moment| moment.0),
-        replaces: &predecessor.name,
-    };
+pub(super) fn run(app: &App, args: &RotateArgs, record: &mut RunRecord) -> Result<Exit> {
+    let now = app.clock.now();
+    let planned = Plan::new(&app.config, args, now)?;
     let file = app.config.file.as_deref().ok_or_else(|| Error::config("there is no configuration file"))?;
     if args.print {
-        app.output.data(&successor.to_toml(file)?)?;
+        app.output.data(&planned.successor().to_toml(file)?)?;
         return Ok(Exit::Done);
     }
-    edit::edit(file, |document| successor.add_to(document))?;
+    record.recipients = vec![named(&*keys::recipient(&planned.recipient)?)];
+    // Somebody else may have rotated it since.
+    let Plan { name, predecessor, activates, .. } = edit::edit(file, |document| {
+        let planned = Plan::new(&reread(app)?, args, now)?;
+        planned.successor().add_to(document)?;
+        Ok(planned)
+    })?;
+    let activates = activates.unwrap_or(now);
     app.output.note(format!(
         "'{name}' replaces '{}' from {} on; {} was changed",
         predecessor.name,
@@ -54,8 +39,7 @@ pub(super) fn run(app: &App, args: &RotateArgs) -> Result<Exit> {
         file.display()
     ));
     app.output.note(format!(
-        "next: give this file to every host that backs up, restart what runs for long ('wal receive'), and run 'backup key rewrap' where \
-         an identity of '{}' is",
+        "next: give this file to every host that backs up, and run 'backup key rewrap' where an identity of '{}' is",
         predecessor.name
     ));
     if activates > predecessor.ends {
@@ -67,6 +51,52 @@ pub(super) fn run(app: &App, args: &RotateArgs) -> Result<Exit> {
         return Ok(Exit::Warnings);
     }
     Ok(Exit::Done)
+}
+
+/// Who follows whom, by one state of the configuration.
+struct Plan {
+    predecessor: Key,
+    name: String,
+    recipient: String,
+    created: Timestamp,
+    /// If not at once.
+    activates: Option<Timestamp>,
+}
+
+impl Plan {
+    fn new(config: &Config, args: &RotateArgs, now: Timestamp) -> Result<Self> {
+        let policy = &config.keys.policy;
+        let predecessor = configured(config, &args.predecessor)?;
+        check(policy, predecessor)?;
+        let recipient = keys::recipient(&args.recipient)?;
+        let known = keys::policy_recipients(config)?;
+        if let Some((name, _)) = known.iter().find(|(_, known)| known.describe() == recipient.describe()) {
+            return Err(Error::config(format!("this recipient is that of key '{name}' already"))
+                .with_hint("a successor is a new key: 'backup key generate FILE' makes one"));
+        }
+        let name = args.name.clone().unwrap_or_else(|| next_name(&args.predecessor, policy));
+        if policy.key(&name).is_some() {
+            return Err(Error::config(format!("there is a key '{}' already", name.escape_debug()))
+                .with_hint("choose another --name"));
+        }
+        let activates = args.activates.map(|moment| moment.0);
+        if let Some(past) = activates.filter(|activates| *activates < now) {
+            return Err(Error::config(format!("a successor cannot have become active already, at {past}")));
+        }
+        // In its own spelling, and known to be one.
+        let recipient = args.recipient.trim().to_owned();
+        Ok(Self { predecessor: predecessor.clone(), name, recipient, created: now, activates })
+    }
+
+    fn successor(&self) -> Successor<'_> {
+        Successor {
+            name: &self.name,
+            recipient: &self.recipient,
+            created: self.created,
+            activates: self.activates,
+            replaces: &self.predecessor.name,
+        }
+    }
 }
 
 fn check(policy: &Policy, predecessor: &Key) -> Result<()> {

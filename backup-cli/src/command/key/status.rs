@@ -18,7 +18,7 @@ use crate::output::table;
 use crate::{keys, progress};
 
 use super::list::{KeyDocument, NO_POLICY};
-use super::{concurrency, count, open, shown, targets, tell_problems, words, words_and_names};
+use super::{concurrency, count, open, shown, targets, tell_problems, tell_unfinished, words, words_and_names};
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
@@ -83,6 +83,7 @@ pub(super) async fn run(app: &App, args: &StatusKeysArgs) -> Result<Exit> {
     let status = Status::new(app, census, now)?;
     let problems = status.problems();
     tell_problems(&app.output, &status.census);
+    tell_unfinished(&app.output, &status.census);
     for problem in &problems {
         app.output.warning(problem);
     }

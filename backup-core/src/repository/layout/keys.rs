@@ -95,7 +95,7 @@ impl RewrapName {
     }
 }
 
-/// The largest number of eight digits. Only a forger gets there; then the random half decides what is newest, which costs nobody anything.
+/// The largest number of eight digits. Only a forger gets there; then the random half decides what is newest, and a rewrap looks whether readers find it.
 const SEQ_MAX: u32 = 99_999_999;
 
 impl fmt::Display for RewrapName {
