@@ -15,8 +15,11 @@ use backup_core::repository::{Location, Repository};
 use backup_core::restore::OpenBackup;
 use backup_tests::embedder::{Embedder, target};
 use backup_tests::host::{Host, files_below};
+use backup_tests::s3::{ACCESS_KEY, BUCKET, S3, SECRET_KEY};
 use backup_tests::wal::{DataDirectory, segment};
 use futures::{StreamExt, TryStreamExt, stream};
+use object_store::aws::AmazonS3Builder;
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use rustix::process::Signal;
 
 use crate::BACKUP;
@@ -176,4 +179,80 @@ fn two_rewraps_at_once_beside_a_running_backup_leave_everything_open() {
     let restored =
         host.backup(["restore", &id, "--to-stdout"]).env("BACKUP_IDENTITY_FILE", &identity).run().succeeded();
     assert_eq!(restored.stdout(), b"meanwhile");
+}
+
+/// What S3 says of an object: its ETag, and when it was last written, to the millisecond.
+type Version = (Option<String>, String);
+
+/// The versions of all objects but rewraps and records.
+fn versions(server: &S3, runtime: &tokio::runtime::Runtime) -> BTreeMap<String, Version> {
+    // It is there already where this is not the first client.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let store = AmazonS3Builder::new().with_endpoint(server.endpoint()).with_allow_http(true).with_bucket_name(BUCKET);
+    let store = store.with_access_key_id(ACCESS_KEY).with_secret_access_key(SECRET_KEY).with_region("eu-central-1");
+    let store = store.build().unwrap();
+    runtime.block_on(async {
+        let mut versions = BTreeMap::new();
+        let all: Vec<ObjectMeta> = store.list(None).try_collect().await.unwrap();
+        for object in all {
+            if object.location.parts().any(|part| matches!(part.as_ref(), "keys" | "runs")) {
+                continue;
+            }
+            // This server's listings have no ETags.
+            let e_tag = store.head(&object.location).await.unwrap().e_tag;
+            versions.insert(object.location.to_string(), (e_tag, object.last_modified.to_rfc3339()));
+        }
+        versions
+    })
+}
+
+#[test]
+fn a_rewrap_on_s3_that_is_killed_writes_no_object_again_and_no_other() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let server = S3::start();
+    let mut host = Host::new(BACKUP);
+    server.serve(&mut host);
+    host.backup(["init"]).run().succeeded();
+    let ids: Vec<String> = (0..30).map(|n| host.save("app", format!("backup {n}").into_bytes())).collect();
+    let data = DataDirectory::create(host.path("data"));
+    for n in 3..6 {
+        let name = data.add(n, "rewrapped");
+        host.backup(["wal", "push", "--target", "app"]).args([data.pg_wal(&name)]).run().succeeded();
+    }
+    let before = versions(&server, &runtime);
+    assert!(before.len() > 3 * ids.len() && before.values().all(|(e_tag, _)| e_tag.is_some()));
+    server.take_requests();
+
+    let identity = host.path("new.txt");
+    let new = AgeIdentity::generate();
+    new.create_file(&identity, &SystemClock).unwrap();
+    let recipient = new.recipients()[0].to_string();
+    let rewrap = || host.backup(["key", "rewrap", "--recipient", &recipient]);
+    let rewraps = || server.objects().iter().filter(|object| object.contains("/keys/")).count();
+    for _ in 0..4 {
+        let until = rewraps() + 1 + chance(8);
+        let mut running = rewrap().start();
+        let begun = Instant::now();
+        while rewraps() < until && running.is_running() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "it does not get on");
+            thread::sleep(Duration::from_millis(1));
+        }
+        running.signal(Signal::KILL);
+        let outcome = running.wait();
+        assert!(outcome.signal() == Some(9) || outcome.code() == Some(0), "{outcome}");
+    }
+    assert!(rewraps() > 0);
+    rewrap().run().succeeded();
+    let after = versions(&server, &runtime);
+    assert!(after == before, "an object was written again, removed, or is new");
+    for request in server.take_requests().iter().filter(|request| !matches!(request.method.as_str(), "GET" | "HEAD")) {
+        assert!(
+            request.method == "PUT" && ["/keys/", "/runs/"].iter().any(|part| request.target.contains(part)),
+            "{request:?}"
+        );
+    }
+    for id in ids.iter().step_by(8) {
+        let restore = host.backup(["restore", id, "--to-stdout"]).env("BACKUP_IDENTITY_FILE", &identity);
+        restore.run().succeeded();
+    }
 }
