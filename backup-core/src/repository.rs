@@ -8,6 +8,7 @@ mod catalog;
 pub mod census;
 mod document;
 mod failure;
+mod fall_over;
 pub mod layout;
 mod local;
 mod location;
@@ -17,6 +18,7 @@ pub(crate) mod rewraps;
 pub mod runs;
 pub(crate) mod s3;
 mod sealed;
+mod several;
 mod trust;
 pub mod verify;
 
@@ -37,9 +39,12 @@ use location::Connection;
 pub use catalog::{Found, Listed};
 pub(crate) use catalog::{no_backup, unreadable};
 pub use failure::storage_error;
+pub use fall_over::{FallOver, FallOverCallback};
 pub use location::{LOCAL_PART_BYTES, Location, REMOTE_PART_BYTES};
 pub(crate) use put::is_taken;
 pub use s3::S3Options;
+pub use several::{LAG_DEFAULT, Member, Repositories};
+pub(crate) use several::{no_required, too_late};
 pub use trust::is_untrusted;
 
 /// An open repository. Cheap to clone.
