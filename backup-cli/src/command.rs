@@ -17,6 +17,7 @@ use crate::output::{Output, ProgressStyle};
 use crate::signing;
 
 pub(crate) mod config;
+pub(crate) mod copy;
 mod describe;
 pub(crate) mod generate;
 pub(crate) mod init;
@@ -39,6 +40,7 @@ pub(crate) async fn run(app: &App, command: &Command) -> Result<Exit> {
         Command::Show(args) => or_cancelled(app, show::run(app, args)).await,
         Command::Restore(args) => restore::run(app, args).await,
         Command::Verify(args) => verify::run(app, args).await,
+        Command::Copy(args) => copy::run(app, args).await,
         Command::Wal(args) => wal::run(app, &args.action).await,
         Command::Key(args) => or_cancelled(app, key::run(app, &args.action)).await,
         Command::Config(args) => or_cancelled(app, config::run(app, &args.action)).await,
@@ -57,12 +59,16 @@ async fn or_cancelled<T>(app: &App, work: impl Future<Output = Result<T>>) -> Re
 
 /// Where the repository is, and who is believed there.
 fn location(config: &Config) -> Result<Location> {
+    location_at(config, config.repository()?)
+}
+
+/// The same of a repository by its address.
+fn location_at(config: &Config, address: &str) -> Result<Location> {
     let options = S3Options {
         endpoint: config.s3.endpoint.as_ref().map(|s| s.value.clone()),
         region: config.s3.region.as_ref().map(|s| s.value.clone()),
         path_style: config.s3.path_style.as_ref().map(|s| s.value),
     };
-    let address = config.repository()?;
     if address == "memory:" {
         return Err(Error::config("a repository in memory would be gone with this command")
             .with_hint("use a path, file:// or s3://"));

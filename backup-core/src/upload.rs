@@ -5,5 +5,5 @@ mod part;
 mod volume;
 
 pub(crate) use object::ObjectUpload;
-pub(crate) use part::{PartBudget, Parts, SharedParts};
+pub(crate) use part::{Part, PartBudget, Parts, SharedParts};
 pub(crate) use volume::{Record, VolumeWriter};

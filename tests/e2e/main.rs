@@ -4,6 +4,7 @@ mod base_backup;
 mod cluster;
 mod commands;
 mod configuration;
+mod copy;
 mod decoder;
 mod directory;
 mod disaster;

@@ -1,6 +1,7 @@
 //! What can go wrong, made to go wrong: damaged objects, kills, signals, full disks, stores that fail and stores that lie.
 
 mod base_backup;
+mod copy;
 mod damage;
 mod disk;
 mod interrupted;
@@ -8,6 +9,7 @@ mod killed;
 mod recovery;
 mod rewrap;
 mod store;
+mod verify;
 mod wal;
 
 /// The program.

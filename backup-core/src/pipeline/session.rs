@@ -19,10 +19,11 @@ use super::stream::{Context, Halt, write_stream};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{Kind, Manifest, RecipientName, StreamEntry};
 use crate::repository::is_taken;
+use crate::repository::layout::BackupPath;
 use crate::source::BytesSource;
 
 /// How often a run says that it is alive.
-const HEARTBEAT: Duration = Duration::from_secs(30);
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(30);
 /// How long removing what a failed run has written may take.
 const CLEANUP_DEADLINE: Duration = Duration::from_secs(20);
 /// The stream that describes the backup.
@@ -88,7 +89,7 @@ impl Session {
     async fn write(&self, lanes: Vec<LaneRun>, started: Timestamp) -> Result<Manifest> {
         let context = Arc::clone(&self.context);
         // Also finds out, before anything is read, whether this host may write here.
-        let (payload, of) = (running(&context, started)?, Arc::clone(&context));
+        let (payload, of) = (running(&context.path, started, started)?, Arc::clone(&context));
         let mut begun = tokio::spawn(async move { of.repository.put_once(&of.path.running(), payload).await });
         let begun = tokio::select! {
             biased;
@@ -203,13 +204,14 @@ impl Session {
     }
 }
 
-fn running(context: &Context, started: Timestamp) -> Result<PutPayload> {
+/// The heartbeat of a run that began at `started`.
+pub(crate) fn running(path: &BackupPath, started: Timestamp, now: Timestamp) -> Result<PutPayload> {
     let running = Running {
         format: 1,
-        id: context.path.id.as_str(),
-        target: context.path.target.as_str(),
+        id: path.id.as_str(),
+        target: path.target.as_str(),
         started,
-        heartbeat: context.clock.now(),
+        heartbeat: now,
         version: env!("CARGO_PKG_VERSION"),
     };
     let json = serde_json::to_vec(&running)
@@ -220,7 +222,7 @@ fn running(context: &Context, started: Timestamp) -> Result<PutPayload> {
 /// Renews `running.json` until it is told to stop. A beat that fails is not an error: the next may succeed, and the upload itself will tell.
 async fn keep_alive(context: Arc<Context>, started: Timestamp, stop: CancellationToken) {
     while tokio::time::timeout(HEARTBEAT, stop.cancelled()).await.is_err() {
-        let Ok(payload) = running(&context, started) else { return };
+        let Ok(payload) = running(&context.path, started, context.clock.now()) else { return };
         if let Err(error) = context.repository.store().put(&context.path.running(), payload).await {
             tracing::warn!(%error, "cannot renew running.json");
         }
