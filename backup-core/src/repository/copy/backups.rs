@@ -61,7 +61,7 @@ impl Run<'_> {
 
     /// These backups, each after those that it requires.
     pub(super) async fn backups(&self, paths: Vec<BackupPath>) -> Result<()> {
-        let dependent = Mutex::new(Vec::new());
+        let (dependent, seen) = (Mutex::new(Vec::new()), &Mutex::new(Seen::new()));
         let lock = || dependent.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let work = |path: BackupPath| async move {
             let Some(found) = self.found(&path).await? else { return Ok(()) };
@@ -69,13 +69,15 @@ impl Run<'_> {
                 lock().push(path);
                 return Ok(());
             }
+            if let Ok(mut seen) = seen.lock() {
+                seen.insert(path);
+            }
             self.backup(&found).await
         };
         self.each(stream::iter(paths).map(Ok), BACKUPS, work).await?;
         let mut dependent = std::mem::take(&mut *lock());
         dependent.sort();
-        let seen = Mutex::new(Seen::new());
-        self.each(stream::iter(dependent).map(Ok), 1, |path| self.with_required(path, &seen)).await
+        self.each(stream::iter(dependent).map(Ok), 1, |path| self.with_required(path, seen)).await
     }
 
     /// Only these backups, and all that they cannot be restored without.
