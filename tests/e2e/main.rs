@@ -9,6 +9,7 @@ mod decoder;
 mod directory;
 mod disaster;
 mod documented;
+mod fixture;
 mod iam;
 mod keys;
 mod local_backup;
