@@ -12,7 +12,8 @@ use backup_core::clock::SystemClock;
 use backup_core::keys::age::{AgeIdentity, AgeRecipient};
 use backup_core::keys::{Identity, Recipient};
 use backup_core::pipeline::{Backup, ComputePool, Counters};
-use backup_core::repository::{Listed, Location, Repository, verify};
+use backup_core::repository::verify::{self, KeylessOptions};
+use backup_core::repository::{Listed, Location, Repository};
 use backup_core::restore::{MemorySink, OpenBackup};
 use backup_core::source::BytesSource;
 use backup_core::{ErrorKind, Result};
@@ -99,9 +100,10 @@ async fn main() -> Result<()> {
 
     // What is there? Manifests can be read, and bytes be checked, without any key.
     let listed: Vec<Listed> = backups.repository.list(None).try_collect().await?;
+    let options = KeylessOptions::new(&backups.repository);
     for listed in &listed {
         let Listed::Backup(found) = listed else { panic!("both are complete") };
-        let checked = verify::keyless(&backups.repository, &found.path, &Counters::default()).await?;
+        let checked = verify::keyless(&backups.repository, &found.path, &options, &Counters::default()).await?;
         assert!(checked.findings.is_empty(), "{checked:?}");
         let (plain, stored) = (found.manifest.plain_bytes(), found.manifest.stored_bytes());
         println!("{}: {plain} bytes, stored in {stored}, {} objects checked", found.path, checked.objects);

@@ -7,17 +7,20 @@ use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use backup_core::repository::verify::Sample;
 use bytesize::ByteSize;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 use serde::{Deserialize, Serialize};
 
 mod age;
+mod copy;
 mod key;
 mod restore;
 mod save;
 mod wal;
 
 pub(crate) use age::{AgeFlag, AgeLimit};
+pub(crate) use copy::CopyArgs;
 pub(crate) use key::{
     GenerateKeyArgs, KeyAction, KeyArgs, ListKeysArgs, RetireArgs, RewrapArgs, RotateArgs, StatusKeysArgs,
 };
@@ -185,6 +188,12 @@ pub(crate) fn byte_size(text: &str) -> Result<ByteSize, String> {
     text.parse().map_err(|_| "a size looks like 64MiB".to_owned())
 }
 
+/// Parses a share in percent.
+fn share(text: &str) -> Result<Sample, String> {
+    let percent = text.trim_end_matches('%').trim_end().parse().map_err(|_| "a share looks like 10%".to_owned())?;
+    Sample::percent(percent).map_err(|e| e.to_string())
+}
+
 /// When to colour messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum ColorWhen {
@@ -248,8 +257,13 @@ They are backed up one after the other; that one fails does not stop the others.
     /// Check stored backups; with --deep, decrypt and decompress all of them
     #[command(after_help = "\
 Without --deep no key is needed: all objects must be there, with their sizes and digests. With --deep every byte is \
-decrypted, authenticated and decompressed.")]
+decrypted, authenticated and decompressed; archives must be whole, and the files of a base backup those of PostgreSQL's own manifest. Of a base \
+backup, the log must lead to where it is consistent.")]
     Verify(VerifyArgs),
+
+    /// Bring another repository up to date, without keys
+    #[command(after_help = copy::EXAMPLES)]
+    Copy(CopyArgs),
 
     /// Archive PostgreSQL's write-ahead log, and bring it back
     #[command(after_help = wal::EXAMPLES)]
@@ -352,13 +366,17 @@ pub(crate) struct VerifyArgs {
     #[arg(value_name = "REF", default_value = "latest", conflicts_with = "all")]
     pub(crate) reference: String,
 
-    /// Check every backup in the repository
+    /// Check every backup in the repository, and all WAL
     #[arg(long)]
     pub(crate) all: bool,
 
     /// Decrypt and decompress too; needs an identity or the passphrase
     #[arg(long)]
     pub(crate) deep: bool,
+
+    /// Read only this share of the objects, chosen at random, such as 10%; of all others check presence and size
+    #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "deep")]
+    pub(crate) sample: Option<Sample>,
 
     #[command(flatten)]
     pub(crate) age: AgeFlag,

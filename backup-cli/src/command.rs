@@ -19,6 +19,7 @@ use crate::output::{Output, ProgressStyle};
 use crate::{report, signing};
 
 pub(crate) mod config;
+pub(crate) mod copy;
 mod describe;
 pub(crate) mod generate;
 pub(crate) mod init;
@@ -41,6 +42,7 @@ pub(crate) async fn run(app: &App, command: &Command) -> Result<Exit> {
         Command::Show(args) => or_cancelled(app, show::run(app, args)).await,
         Command::Restore(args) => restore::run(app, args).await,
         Command::Verify(args) => verify::run(app, args).await,
+        Command::Copy(args) => copy::run(app, args).await,
         Command::Wal(args) => wal::run(app, &args.action).await,
         Command::Key(args) => or_cancelled(app, key::run(app, &args.action)).await,
         Command::Config(args) => or_cancelled(app, config::run(app, &args.action)).await,
@@ -60,6 +62,11 @@ async fn or_cancelled<T>(app: &App, work: impl Future<Output = Result<T>>) -> Re
 /// How long an optional repository may keep the others waiting.
 fn optional_lag(config: &Config) -> Option<Duration> {
     config.optional_lag.as_ref().map(|lag| Duration::from_secs(lag.value))
+}
+
+/// Opens the repository of this name or address, which `flag` gave.
+async fn open_named(config: &Config, given: &str, flag: &'static str) -> Result<Repository> {
+    Repository::open(&location(config, &config.repository_at(given, flag))?).await
 }
 
 /// Where a repository is, and who is believed there.

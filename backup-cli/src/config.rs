@@ -108,7 +108,7 @@ pub(crate) struct Config {
 }
 
 /// How S3 is reached.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct S3 {
     pub(crate) endpoint: Option<Setting<String>>,
     pub(crate) region: Option<Setting<String>>,
@@ -222,6 +222,17 @@ impl Config {
             )),
             all => Ok(all),
         }
+    }
+
+    /// The repository of this name in the file, or else at this address, which is named by `flag`.
+    pub(crate) fn repository_at(&self, given: &str, flag: &'static str) -> RepositorySetting {
+        let named = self.repositories.named.iter().find(|repository| repository.name.as_deref() == Some(given));
+        named.cloned().unwrap_or_else(|| RepositorySetting {
+            name: None,
+            url: Setting { value: given.to_owned(), origin: Origin::Flag { name: flag } },
+            required: true,
+            s3: self.s3.clone(),
+        })
     }
 }
 

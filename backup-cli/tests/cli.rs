@@ -112,6 +112,7 @@ fn help_texts() {
         "show",
         "restore",
         "verify",
+        "copy",
         "wal",
         "wal check",
         "key",

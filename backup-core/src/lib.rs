@@ -65,7 +65,7 @@
 //! Listing and checking digests need no key, so a host that cannot read backups can watch over them.
 //!
 //! ```
-//! use backup_core::{pipeline::Counters, repository::{Listed, Repository, verify}};
+//! use backup_core::{pipeline::Counters, repository::{Listed, Repository, verify::{self, KeylessOptions}}};
 //! use futures::TryStreamExt;
 //!
 //! async fn check_all(repository: &Repository) -> backup_core::Result<u64> {
@@ -73,7 +73,7 @@
 //!     let mut listing = repository.list(None);
 //!     while let Some(listed) = listing.try_next().await? {
 //!         let Listed::Backup(found) = listed else { continue }; // unfinished, or not to be read
-//!         let checked = verify::keyless(repository, &found.path, &Counters::default()).await?;
+//!         let checked = verify::keyless(repository, &found.path, &KeylessOptions::new(repository), &Counters::default()).await?;
 //!         sound += u64::from(checked.findings.is_empty());
 //!     }
 //!     Ok(sound)

@@ -4,8 +4,10 @@
 //! the commit point is one object that is created once.
 
 mod aws_profile;
+mod budget;
 mod catalog;
 pub mod census;
+pub mod copy;
 mod document;
 mod failure;
 mod fall_over;
@@ -36,6 +38,7 @@ use crate::error::{Error, ErrorKind, Result, Stage};
 use document::Document;
 use location::Connection;
 
+pub(crate) use budget::ByteBudget;
 pub use catalog::{Found, Listed};
 pub(crate) use catalog::{no_backup, unreadable};
 pub use failure::storage_error;

@@ -7,6 +7,7 @@
 pub mod cluster;
 pub mod directory;
 pub mod file;
+pub(crate) mod inspect;
 pub mod sink;
 mod stream;
 mod tree;
@@ -241,6 +242,11 @@ impl Restore {
     pub fn limits(mut self, limits: Limits) -> Self {
         self.0.limits = limits;
         self
+    }
+
+    /// All that is damaged of the stream, by object: every chunk, not only the first. Not cancel safe.
+    pub(crate) async fn damage(self) -> Result<Vec<(object_store::path::Path, String)>> {
+        self.0.damage().await
     }
 
     /// Threads to compute on, shared with others; a pool of its own unless set.

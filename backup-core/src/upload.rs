@@ -8,6 +8,6 @@ mod volume;
 
 pub(crate) use fan_out::FanOut;
 pub(crate) use object::ObjectUpload;
-pub(crate) use part::{PartBudget, Parts, SharedParts};
+pub(crate) use part::{Part, PartBudget, Parts, SharedParts};
 pub(crate) use race::{Race, Racer};
 pub(crate) use volume::{Record, VolumeWriter};

@@ -49,6 +49,7 @@ pub use epoch::Epochs;
 pub use fetcher::{Fetched, Fetcher, FetcherOptions, Placed};
 pub use inventory::{ClusterInventory, Inventory, ReadyFiles, SegmentRange, TimelineInventory};
 pub use receiver::{EventCallback, Received, Receiver, ReceiverEvent, ReceiverOptions, Slot};
+pub(crate) use reference::REFERENCE_LEN_MAX;
 pub use reference::Reference;
 pub use server::{ArchiverCount, ServerWal};
 pub(crate) use text::Histories;

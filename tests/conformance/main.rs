@@ -26,6 +26,7 @@ macro_rules! conforms {
                 a_dropped_handle_leaves_nothing,
                 a_missing_volume_is_found,
                 a_volume_cannot_be_put_in_the_place_of_another,
+                a_copy_here_and_back_is_the_same_byte_for_byte,
                 what_does_not_exist_is_not_found
             );
         }

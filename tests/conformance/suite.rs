@@ -1,23 +1,27 @@
 //! The demands. Each begins with an empty repository.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::ErrorKind;
 use backup_core::clock::SystemClock;
 use backup_core::compress::Compression;
 use backup_core::format::Manifest;
-use backup_core::pipeline::Buffer;
+use backup_core::pipeline::{Buffer, Limits};
+use backup_core::repository::copy::{CopyOptions, copy};
 use backup_core::repository::layout::{BackupPath, TargetName};
 use backup_core::repository::{Listed, Repository};
 use backup_core::restore::MemorySink;
 use backup_core::source::{BytesSource, Piece, Source};
 use backup_core::{Error, Result, Stage};
 use backup_tests::data::Data;
-use backup_tests::embedder::target;
+use backup_tests::embedder::{Embedder, target};
 use futures::future::BoxFuture;
 use futures::{FutureExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutPayload};
+use tokio_util::sync::CancellationToken;
 
 use crate::stores::Store;
 
@@ -301,6 +305,51 @@ pub(crate) async fn a_volume_cannot_be_put_in_the_place_of_another(store: &Store
     assert_eq!(error.kind(), ErrorKind::Integrity, "{error:?}");
     assert!(error.to_string().contains(of(&first).as_ref()), "{error}");
     assert!(!store.embedder.verify_keyless(&first).await.unwrap().findings.is_empty());
+}
+
+pub(crate) async fn a_copy_here_and_back_is_the_same_byte_for_byte(store: &Store) {
+    let source = Embedder::new(Repository::in_memory().await.unwrap());
+    let here = &store.embedder.repository;
+    let mut paths = Vec::new();
+    for len in [0, 5000, 50_000] {
+        paths.push(source.save_bytes(Data::random(len, "copied").to_vec()).await.unwrap().0);
+    }
+    // Of several parts, of the size that the store likes.
+    let mut large = source.clone();
+    large.limits = Limits { memory_bytes: Some(64 << 20), volume_chunks: 100_000, ..large.limits };
+    paths.push(large.save_bytes(Data::random(12 << 20, "large").to_vec()).await.unwrap().0);
+    store.parts();
+    let (cancel, counters) = (CancellationToken::new(), Arc::default());
+    let copied = copy(&source.repository, here, &CopyOptions::new(here), &counters, &cancel).await.unwrap();
+    assert_eq!((copied.backups.copied, copied.backups.same, copied.problem_count), (4, 0, 0), "{copied:?}");
+    if let Some(parts) = store.parts() {
+        assert!(parts.len() == 3 && parts[0] == parts[1] && parts[2] < parts[1], "{parts:?}");
+    }
+    let again = copy(&source.repository, here, &CopyOptions::new(here), &counters, &cancel).await.unwrap();
+    assert_eq!((again.backups.copied, again.backups.same, again.bytes()), (0, 4, 0), "{again:?}");
+
+    let back = Repository::in_memory().await.unwrap();
+    // The same name as the source has, and another store.
+    let options = CopyOptions::new(&back);
+    copy(here, &back, &options, &counters, &cancel).await.unwrap();
+    let all = |repository: &Repository| {
+        let repository = repository.clone();
+        async move {
+            let names: Vec<Path> =
+                repository.store().list(None).map_ok(|meta| meta.location).try_collect().await.unwrap();
+            let mut objects = BTreeMap::new();
+            for name in names.into_iter().filter(|name| name.as_ref() != "repository.json") {
+                let bytes = repository.store().get(&name).await.unwrap().bytes().await.unwrap();
+                objects.insert(name, bytes);
+            }
+            objects
+        }
+    };
+    let (was, is) = (all(&source.repository).await, all(&back).await);
+    assert!(was == is && was.len() > 8, "{:?} {:?}", was.keys(), is.keys());
+    let mut reader = store.embedder.clone();
+    reader.identity = Arc::clone(&source.identity);
+    assert!(reader.restore(&paths[2], 0..u64::MAX).await.unwrap() == Data::random(50_000, "copied").to_vec());
 }
 
 pub(crate) async fn what_does_not_exist_is_not_found(store: &Store) {

@@ -1,6 +1,7 @@
 //! What can go wrong, made to go wrong: damaged objects, kills, signals, full disks, stores that fail and stores that lie.
 
 mod base_backup;
+mod copy;
 mod damage;
 mod disk;
 mod interrupted;
@@ -9,6 +10,7 @@ mod recovery;
 mod rewrap;
 mod several;
 mod store;
+mod verify;
 mod wal;
 
 /// The program.

@@ -11,7 +11,7 @@ use backup_core::keys::{Identity, Recipient};
 use backup_core::pipeline::{Backup, Counters, Limits};
 use backup_core::repository::Repository;
 use backup_core::repository::layout::{BackupPath, TargetName};
-use backup_core::repository::verify::{self, Verification};
+use backup_core::repository::verify::{self, KeylessOptions, Verification};
 use backup_core::restore::{MemorySink, OpenBackup};
 use backup_core::source::{BytesSource, Source};
 use tokio_util::sync::CancellationToken;
@@ -83,7 +83,7 @@ impl Embedder {
 
     /// Verifies a backup without the key.
     pub async fn verify_keyless(&self, path: &BackupPath) -> Result<Verification> {
-        verify::keyless(&self.repository, path, &Counters::default()).await
+        verify::keyless(&self.repository, path, &KeylessOptions::new(&self.repository), &Counters::default()).await
     }
 }
 

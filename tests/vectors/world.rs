@@ -10,7 +10,7 @@ use backup_core::keys::age::AgeIdentity;
 use backup_core::pipeline::{Counters, Limits};
 use backup_core::repository::Repository;
 use backup_core::repository::layout::{BackupPath, TargetName};
-use backup_core::repository::verify::{self, Verification};
+use backup_core::repository::verify::{self, KeylessOptions, Verification};
 use backup_core::restore::{MemorySink, OpenBackup};
 use backup_core::{Error, Result};
 use object_store::ObjectStoreExt;
@@ -78,7 +78,8 @@ impl World {
 
     /// The same without a key.
     pub(crate) async fn keyless(&self) -> Result<Verification> {
-        verify::keyless(&self.repository, &self.path, &Counters::default()).await
+        verify::keyless(&self.repository, &self.path, &KeylessOptions::new(&self.repository), &Counters::default())
+            .await
     }
 
     /// Ranges that together are the whole stream, none of them at the edges of chunks.

@@ -97,7 +97,7 @@ fn concurrency(config: &Config) -> usize {
 }
 
 /// The targets that were named, or all.
-async fn targets(repository: &Repository, names: &[String]) -> Result<Vec<TargetName>> {
+pub(super) async fn targets(repository: &Repository, names: &[String]) -> Result<Vec<TargetName>> {
     if names.is_empty() {
         return repository.targets().await;
     }
@@ -143,7 +143,7 @@ fn configured<'a>(config: &'a Config, name: &str) -> Result<&'a Key> {
 }
 
 /// `1 backup`, `12 backups`.
-fn count(n: u64, one: &str) -> String {
+pub(super) fn count(n: u64, one: &str) -> String {
     if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
 }
 

@@ -1,9 +1,15 @@
 //! `backup verify`: is what is stored what was written?
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use backup_core::format::ClusterEntry;
+use backup_core::keys::Identity;
 use backup_core::pipeline::Counters;
-use backup_core::repository::layout::BackupPath;
-use backup_core::repository::verify::{self, Verification};
+use backup_core::repository::layout::{BackupPath, TargetName};
+use backup_core::repository::verify::{self, Finding, KeylessOptions, Verification};
 use backup_core::repository::{Found, Listed, Repository};
+use backup_core::wal_archive::{Inventory, clusters};
 use backup_core::{Error, ErrorKind, Result, Stage};
 use futures::TryStreamExt;
 use serde::Serialize;
@@ -13,16 +19,22 @@ use crate::audit::Run;
 use crate::exit::Exit;
 use crate::output::bytes;
 use crate::progress::{self, Shown};
-use crate::report::{self, plain};
+use crate::report;
 use crate::{App, keys};
 
 use super::{limits, or_cancelled, resolve, to_look_at};
+
+mod outcome;
+
+use outcome::{Outcome, WalOutcome};
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
     repository: &'a str,
     deep: bool,
     backups: Vec<Outcome>,
+    /// With `--all`, the log of each target that has some.
+    wal: Vec<WalOutcome>,
     /// With `--all`, those whose backups cannot be told.
     unreadable_targets: Vec<UnreadableTarget>,
 }
@@ -33,40 +45,28 @@ struct UnreadableTarget {
     error: String,
 }
 
-/// What became of one backup.
-#[derive(Debug, Serialize)]
-struct Outcome {
-    target: String,
-    id: String,
-    ok: bool,
-    outcome: Word,
-    /// Why it could not be verified.
-    error: Option<String>,
-    #[serde(flatten)]
-    verification: Verification,
-    #[serde(skip)]
-    error_kind: Option<ErrorKind>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Word {
-    Ok,
-    Damaged,
-    /// Neither: this key or this release cannot tell.
-    Unverified,
-}
-
 /// What is to be verified.
 #[derive(Default)]
 struct Work {
-    paths: Vec<BackupPath>,
+    backups: Vec<(BackupPath, Option<ClusterEntry>)>,
     stored_bytes: u64,
+    /// Targets whose log is verified, too.
+    archives: Vec<TargetName>,
     /// Backups whose manifest cannot be read, of which all is known already.
     outcomes: Vec<Outcome>,
     unreadable_targets: Vec<UnreadableTarget>,
     /// Whether newer ones are not trusted.
     passed_over: bool,
+}
+
+/// With what.
+struct Means<'a> {
+    app: &'a App,
+    args: &'a VerifyArgs,
+    repository: &'a Repository,
+    identities: Vec<Arc<dyn Identity>>,
+    options: KeylessOptions,
+    counters: &'a Counters,
 }
 
 pub(crate) async fn run(app: &App, args: &VerifyArgs) -> Result<Exit> {
@@ -82,28 +82,36 @@ async fn verify(app: &App, args: &VerifyArgs, run: &mut Run) -> Result<Exit> {
             .with_hint("name the target: that means its latest backup"));
     }
     let repository = or_cancelled(app, to_look_at(app)).await?;
-    let work = or_cancelled(app, work(app, &repository, args)).await?;
+    let mut work = or_cancelled(app, work(app, &repository, args)).await?;
     if args.deep {
         run.at(&repository);
-        if let [path] = &work.paths[..] {
+        if let [(path, _)] = &work.backups[..] {
             run.record.target = Some(path.target.clone());
             run.record.backup = Some(path.id.clone());
         }
         run.begin(app).await;
     }
-    let mut outcomes = work.outcomes;
     let counters = Counters::default();
     let shown = || {
         let read = counters.snapshot().transferred_bytes;
         Shown::reading(read, format!("{} read", bytes(read)))
     };
-    let verified = verify_all(app, args, &repository, work.paths, &counters, &mut outcomes);
-    progress::during(&app.output, Some(work.stored_bytes), shown, verified).await?;
+    let total = Some(work.stored_bytes).filter(|_| work.archives.is_empty() && args.sample.is_none());
+    let mut outcomes = std::mem::take(&mut work.outcomes);
+    let verified = verify_all(app, args, &repository, &work, &counters, &mut outcomes);
+    let wal = progress::during(&app.output, total, shown, verified).await?;
     for UnreadableTarget { target, error } in &work.unreadable_targets {
         app.output.warning(format!("'{target}' cannot be listed, so none of its backups was verified: {error}"));
     }
-    let verdict = match verdict(&repository, args, &outcomes) {
-        Ok(Exit::Done) if work.passed_over || !work.unreadable_targets.is_empty() => Ok(Exit::Warnings),
+    let gaps = outcomes.iter().filter(|outcome| outcome.has_gaps()).count();
+    if gaps > 0 {
+        app.output.warning(format!(
+            "log is missing behind {gaps} of {} backups: not every moment after them can be reached",
+            outcomes.len()
+        ));
+    }
+    let verdict = match verdict(&repository, args, &outcomes, &wal) {
+        Ok(Exit::Done) if work.passed_over || !work.unreadable_targets.is_empty() || gaps > 0 => Ok(Exit::Warnings),
         verdict => verdict,
     };
     if args.json {
@@ -111,6 +119,7 @@ async fn verify(app: &App, args: &VerifyArgs, run: &mut Run) -> Result<Exit> {
             repository: repository.name(),
             deep: args.deep,
             backups: outcomes,
+            wal,
             unreadable_targets: work.unreadable_targets,
         })?;
     }
@@ -118,24 +127,37 @@ async fn verify(app: &App, args: &VerifyArgs, run: &mut Run) -> Result<Exit> {
 }
 
 /// How it ends: by the worst that was found.
-fn verdict(repository: &Repository, args: &VerifyArgs, outcomes: &[Outcome]) -> Result<Exit> {
+fn verdict(repository: &Repository, args: &VerifyArgs, outcomes: &[Outcome], wal: &[WalOutcome]) -> Result<Exit> {
     let all = outcomes.len();
-    if all == 0 {
+    if all == 0 && wal.is_empty() {
         return Err(Error::new(ErrorKind::NotFound, Stage::Catalog, format!("no backups in {repository}")));
     }
-    let damaged = outcomes.iter().filter(|o| o.outcome == Word::Damaged).count();
-    if damaged > 0 {
-        let error = Error::integrity(format!("{damaged} of {all} backups damaged")).at(Stage::Fetch);
+    let damaged = outcomes.iter().filter(|outcome| outcome.is_damaged()).count();
+    let damaged_files: usize = wal.iter().map(WalOutcome::damaged).sum();
+    let what = match (damaged, damaged_files) {
+        (0, 0) => None,
+        (_, 0) => Some(format!("{damaged} of {all} backups damaged")),
+        (0, _) => Some(format!("{damaged_files} files of WAL damaged")),
+        _ => Some(format!("{damaged} of {all} backups and {damaged_files} files of WAL damaged")),
+    };
+    if let Some(what) = what {
+        let error = Error::integrity(what).at(Stage::Fetch);
         return Err(if args.deep {
             error
         } else {
             error.with_hint("'backup verify --deep' tells where, given the key")
         });
     }
-    let kinds: Vec<ErrorKind> = outcomes.iter().filter_map(|o| o.error_kind).collect();
+    let of_wal = wal.iter().filter_map(WalOutcome::error_kind);
+    let kinds: Vec<ErrorKind> = outcomes.iter().filter_map(Outcome::error_kind).chain(of_wal).collect();
     let Some(first) = kinds.first() else { return Ok(Exit::Done) };
     let kind = if kinds.contains(&ErrorKind::Key) { ErrorKind::Key } else { *first };
-    Err(Error::new(kind, Stage::Fetch, format!("{} of {all} backups could not be verified", kinds.len())))
+    let backups = outcomes.iter().filter(|outcome| outcome.error_kind().is_some()).count();
+    let message = match backups {
+        0 => "WAL could not be verified".to_owned(),
+        n => format!("{n} of {all} backups could not be verified"),
+    };
+    Err(Error::new(kind, Stage::Fetch, message))
 }
 
 async fn work(app: &App, repository: &Repository, args: &VerifyArgs) -> Result<Work> {
@@ -158,12 +180,17 @@ async fn work(app: &App, repository: &Repository, args: &VerifyArgs) -> Result<W
                 work.outcomes.push(Outcome::unverified(&path, &error));
             }
             Listed::Unreadable(path, error) => {
-                let finding =
-                    verify::Finding { object: path.manifest().to_string(), problem: report::in_one_line(&error) };
+                let finding = Finding { object: path.manifest().to_string(), problem: report::in_one_line(&error) };
                 let mut verification = Verification::default();
                 verification.findings.push(finding);
                 work.outcomes.push(Outcome::new(&path, verification));
             }
+        }
+    }
+    let unreadable = |target: &TargetName| work.unreadable_targets.iter().any(|u| u.target == target.as_str());
+    for target in repository.targets().await?.into_iter().filter(|target| !unreadable(target)).collect::<Vec<_>>() {
+        if !clusters(repository, &target).await?.is_empty() {
+            work.archives.push(target);
         }
     }
     Ok(work)
@@ -174,31 +201,93 @@ async fn verify_all(
     app: &App,
     args: &VerifyArgs,
     repository: &Repository,
-    paths: Vec<BackupPath>,
+    work: &Work,
     counters: &Counters,
     outcomes: &mut Vec<Outcome>,
-) -> Result<()> {
+) -> Result<Vec<WalOutcome>> {
     let identities =
         if args.deep { or_cancelled(app, keys::identities_at_hand(&app.config)).await? } else { Vec::new() };
-    let limits = limits(&app.config, repository.part_bytes())?;
-    for outcome in &*outcomes {
-        outcome.tell(app, args)?;
+    let mut options = KeylessOptions::new(repository);
+    options.limits = limits(&app.config, repository.part_bytes())?;
+    options.sample = args.sample;
+    options.one_at_least = !args.all;
+    let means = Means { app, args, repository, identities, options, counters };
+    if !args.json {
+        outcomes.iter().try_for_each(|outcome| outcome.tell(app))?;
     }
-    for path in paths {
-        let verification = if args.deep {
-            verify::deep(repository, &path, &identities, limits, &app.cancel).await
-        } else {
-            or_cancelled(app, verify::keyless(repository, &path, counters)).await
-        };
-        let outcome = match verification {
-            Ok(verification) => Outcome::new(&path, verification),
-            Err(e) if args.all && concerns_one_backup(e.kind()) => Outcome::unverified(&path, &e),
-            Err(e) => return Err(e),
-        };
-        outcome.tell(app, args)?;
+    let mut inventories = BTreeMap::new();
+    for (path, cluster) in &work.backups {
+        let outcome = means.backup(path, cluster.as_ref(), &mut inventories).await?;
+        if !args.json {
+            outcome.tell(app)?;
+        }
         outcomes.push(outcome);
     }
-    Ok(())
+    let mut wal = Vec::new();
+    for target in &work.archives {
+        let outcome = means.archive(target).await?;
+        if !args.json {
+            outcome.tell(app)?;
+        }
+        wal.push(outcome);
+    }
+    Ok(wal)
+}
+
+/// What archives hold, by target; why that cannot be told, of a damaged one.
+type Inventories = BTreeMap<TargetName, Result<Inventory, String>>;
+
+impl Means<'_> {
+    async fn backup(
+        &self,
+        path: &BackupPath,
+        cluster: Option<&ClusterEntry>,
+        inventories: &mut Inventories,
+    ) -> Result<Outcome> {
+        let Self { app, args, repository, identities, options, counters } = self;
+        let verification = if args.deep {
+            verify::deep(repository, path, identities, options.limits, &app.cancel).await
+        } else {
+            or_cancelled(app, verify::keyless(repository, path, options, counters)).await
+        };
+        let mut verification = match verification {
+            Ok(verification) => verification,
+            Err(e) if args.all && concerns_one_backup(e.kind()) => return Ok(Outcome::unverified(path, &e)),
+            Err(e) => return Err(e),
+        };
+        let Some(cluster) = cluster else { return Ok(Outcome::new(path, verification)) };
+        if !inventories.contains_key(&path.target) {
+            let read = or_cancelled(app, Inventory::read(repository, &path.target)).await;
+            let read = match read {
+                Err(e) if e.kind() == ErrorKind::Integrity => Err(report::in_one_line(&e)),
+                read => Ok(read?),
+            };
+            inventories.insert(path.target.clone(), read);
+        }
+        Ok(match inventories.get(&path.target) {
+            Some(Ok(inventory)) => {
+                let continuity = verify::continuity(inventory, cluster);
+                verification.findings.extend(continuity.finding(&path.target, cluster));
+                Outcome::new(path, verification).with_continuity(continuity)
+            }
+            Some(Err(problem)) => {
+                let object = path.target.wal_of(cluster.system_identifier).prefix().to_string();
+                verification.findings.push(Finding { object, problem: problem.clone() });
+                Outcome::new(path, verification)
+            }
+            None => Outcome::new(path, verification),
+        })
+    }
+
+    async fn archive(&self, target: &TargetName) -> Result<WalOutcome> {
+        let Self { app, args, repository, identities, options, counters } = self;
+        let identities = args.deep.then_some(&identities[..]);
+        match or_cancelled(app, verify::wal(repository, target, identities, options, counters)).await {
+            Ok(verification) => Ok(WalOutcome::new(verification)),
+            Err(e) if concerns_one_backup(e.kind()) => Ok(WalOutcome::unverified(target, &e)),
+            Err(e) => Err(e),
+        }
+    }
 }
 
 /// Whether other backups may fare better: another key, a newer release, a backup that was removed meanwhile.
@@ -210,52 +299,6 @@ impl Work {
     fn add(&mut self, found: Found) {
         // Not proved: it must not overflow.
         self.stored_bytes = self.stored_bytes.saturating_add(found.manifest.stored_bytes());
-        self.paths.push(found.path);
-    }
-}
-
-impl Outcome {
-    fn new(path: &BackupPath, verification: Verification) -> Self {
-        let outcome = if verification.findings.is_empty() { Word::Ok } else { Word::Damaged };
-        Self {
-            target: path.target.to_string(),
-            id: path.id.to_string(),
-            ok: outcome == Word::Ok,
-            outcome,
-            error: None,
-            verification,
-            error_kind: None,
-        }
-    }
-
-    fn unverified(path: &BackupPath, error: &Error) -> Self {
-        Self {
-            ok: false,
-            outcome: Word::Unverified,
-            error: Some(report::in_one_line(error)),
-            error_kind: Some(error.kind()),
-            ..Self::new(path, Verification::default())
-        }
-    }
-
-    /// A line for the backup and one for each finding, unless JSON is wanted.
-    fn tell(&self, app: &App, args: &VerifyArgs) -> Result<()> {
-        if args.json {
-            return Ok(());
-        }
-        let Self { target, id, verification: Verification { objects, bytes: read, findings, .. }, .. } = self;
-        let checked = format!("{id}  {target}  ({objects} objects, {} checked)", bytes(*read));
-        let mut text = match self.outcome {
-            Word::Ok => format!("ok          {checked}\n"),
-            Word::Damaged => format!("DAMAGED     {checked}\n"),
-            Word::Unverified => format!("unverified  {id}  {target}\n"),
-        };
-        for finding in findings {
-            text.push_str(&format!("            {}: {}\n", plain(&finding.object), plain(&finding.problem)));
-        }
-        if let Some(error) = &self.error {
-            text.push_str(&format!("            could not be verified: {}\n", plain(error)));
-        }
-        app.output.data(&text)
+        self.backups.push((found.path, found.manifest.cluster));
     }
 }

@@ -10,7 +10,7 @@ use super::{Layers, Names, Origin, S3, Setting, list};
 use crate::args::Globals;
 
 /// A repository that is used.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct RepositorySetting {
     /// That of its table, if it has one.
     pub(crate) name: Option<String>,
@@ -26,6 +26,8 @@ pub(crate) struct RepositorySettings {
     /// Names and addresses as they were given, not in the file.
     pub(crate) chosen: Option<Setting<Vec<String>>>,
     pub(crate) all: Vec<RepositorySetting>,
+    /// Those of the file that have a name, chosen or not.
+    pub(crate) named: Vec<RepositorySetting>,
 }
 
 /// The table of a repository.
@@ -65,11 +67,15 @@ impl RepositorySettings {
         let flags = Some(globals.repo.clone()).filter(|given| !given.is_empty());
         let chosen = layers.pick(&names, flags, list, |_| None)?;
         let tables = layers.file.map_or_else(|| Ok(Vec::new()), tables)?;
+        let named: Vec<RepositorySetting> = tables
+            .iter()
+            .filter_map(|name| from_table(layers, globals, Table::Named(name)).transpose())
+            .collect::<Result<_>>()?;
         let mut all = match &chosen {
             Some(Setting { value, origin }) => value
                 .iter()
-                .map(|given| match tables.iter().find(|name| *name == given) {
-                    Some(name) => from_table(layers, globals, Table::Named(name)),
+                .map(|given| match named.iter().find(|known| known.name.as_ref() == Some(given)) {
+                    Some(known) => Ok(Some(known.clone())),
                     None => Ok(Some(RepositorySetting {
                         name: None,
                         url: Setting { value: given.clone(), origin: origin.clone() },
@@ -79,9 +85,7 @@ impl RepositorySettings {
                 })
                 .collect::<Result<Vec<_>>>()?,
             None if tables.is_empty() => vec![from_table(layers, globals, Table::Only)?],
-            None => {
-                tables.iter().map(|name| from_table(layers, globals, Table::Named(name))).collect::<Result<Vec<_>>>()?
-            }
+            None => named.iter().cloned().map(Some).collect(),
         }
         .into_iter()
         .flatten()
@@ -96,7 +100,7 @@ impl RepositorySettings {
                 }
             }
         }
-        Ok(Self { chosen, all })
+        Ok(Self { chosen, all, named })
     }
 }
 

@@ -184,6 +184,11 @@ impl Limits {
         Err(Self::too_little(memory, need(1)))
     }
 
+    /// Memory for whoever only moves bytes.
+    pub(crate) fn memory(&self) -> usize {
+        self.memory_bytes.unwrap_or(self.memory_default())
+    }
+
     fn memory_default(&self) -> usize {
         (16 << 20) + 6 * self.part_bytes
     }

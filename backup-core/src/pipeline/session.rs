@@ -21,12 +21,13 @@ use super::progress::Event;
 use super::stream::{Context, Halt, write_stream};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{Kind, Manifest, RecipientName, StreamEntry};
+use crate::repository::layout::BackupPath;
 use crate::repository::{Repository, is_taken};
 use crate::source::BytesSource;
 use crate::upload::Racer;
 
 /// How often a run says that it is alive.
-const HEARTBEAT: Duration = Duration::from_secs(30);
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(30);
 /// How long removing what a failed run has written may take.
 const CLEANUP_DEADLINE: Duration = Duration::from_secs(20);
 /// The same in a repository that the run went on without: it is most likely away.
@@ -138,7 +139,7 @@ impl Session {
     /// Writes `running.json`. That also finds out, before anything is read, whether this host may write there.
     async fn begin(&self, started: Timestamp) -> Result<()> {
         let context = Arc::clone(&self.context);
-        let payload = running(&context, started)?;
+        let payload = running(&context.path, started, started)?;
         let begin = async move {
             let of = Arc::clone(&context);
             let step = move |racer: Arc<Racer>| {
@@ -274,13 +275,14 @@ impl Session {
     }
 }
 
-fn running(context: &Context, started: Timestamp) -> Result<PutPayload> {
+/// The heartbeat of a run that began at `started`.
+pub(crate) fn running(path: &BackupPath, started: Timestamp, now: Timestamp) -> Result<PutPayload> {
     let running = Running {
         format: 1,
-        id: context.path.id.as_str(),
-        target: context.path.target.as_str(),
+        id: path.id.as_str(),
+        target: path.target.as_str(),
         started,
-        heartbeat: context.clock.now(),
+        heartbeat: now,
         version: env!("CARGO_PKG_VERSION"),
     };
     let json = serde_json::to_vec(&running)
@@ -291,7 +293,7 @@ fn running(context: &Context, started: Timestamp) -> Result<PutPayload> {
 /// Renews `running.json` until it is told to stop. A beat that fails is not an error: the next may succeed, and the upload itself will tell.
 async fn keep_alive(context: Arc<Context>, started: Timestamp, stop: CancellationToken) {
     while tokio::time::timeout(HEARTBEAT, stop.cancelled()).await.is_err() {
-        let Ok(payload) = running(&context, started) else { return };
+        let Ok(payload) = running(&context.path, started, context.clock.now()) else { return };
         let beats = context.race.running().map(|racer| {
             let (context, payload) = (&context, payload.clone());
             async move {

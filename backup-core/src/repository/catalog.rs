@@ -187,7 +187,8 @@ fn concerns_one_target(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Config | ErrorKind::Storage) && !is_newer(error)
 }
 
-fn is_newer(error: &Error) -> bool {
+/// Whether a manifest cannot be read since a later release wrote it.
+pub(super) fn is_newer(error: &Error) -> bool {
     use std::error::Error as _;
     error.source().is_some_and(|source| source.is::<FormatError>())
 }

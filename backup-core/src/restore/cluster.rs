@@ -26,6 +26,7 @@ mod complete;
 mod decode;
 mod destination;
 mod extract;
+pub(super) mod inspect;
 mod layout;
 mod manifest;
 mod only;

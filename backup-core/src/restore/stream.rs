@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use object_store::path::Path;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -17,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::sink::Sink;
 use super::volume::{Expected, OpenVolume, Stored};
 use crate::encrypt::DataKey;
-use crate::error::{Error, Result, Stage};
+use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{Header, Manifest, ObjectName, Place, StreamEntry};
 use crate::pipeline::{Buffer, BufferPool, ComputePool, Counters, Limits, Pending, RestorePlan};
 use crate::repository::Repository;
@@ -213,6 +214,36 @@ impl StreamRestore {
         Ok(volume)
     }
 
+    /// Everything that is damaged: volumes that do not open, and in those that do the chunks.
+    pub(super) async fn damage(&self) -> Result<Vec<(Path, String)>> {
+        let mut found = Vec::new();
+        let mut first: Option<Header> = None;
+        let mut machine: Option<Machine> = None;
+        for index in 0..self.entry.volumes.len() {
+            if self.cancel.is_cancelled() {
+                return Err(Error::cancelled(Stage::Fetch));
+            }
+            let volume = match self.open_volume(index, first.as_ref()).await {
+                Ok(volume) => Arc::new(volume),
+                Err(e) if e.kind() == ErrorKind::Integrity => {
+                    found.push((self.context.path.named(&self.entry.volumes[index].path), e.in_one_line()));
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            let machine = match &machine {
+                Some(machine) => machine.clone(),
+                None => {
+                    let made = Machine::new(&self.limits, self.pool.clone(), volume.header.chunk_size)?;
+                    machine.insert(made).clone()
+                }
+            };
+            first.get_or_insert_with(|| volume.header.clone());
+            found.extend(damaged_chunks(&machine, &volume).await?);
+        }
+        Ok(found)
+    }
+
     /// Reads records ahead, as far as there are slots for them. Each volume is opened once, if anything of it is wanted.
     async fn fetch(&self, machine: &Machine, first: OpenVolume, spans: mpsc::Sender<Span>) -> Result<()> {
         let header = first.header.clone();
@@ -319,4 +350,44 @@ impl StreamRestore {
         }
         Ok(delivered)
     }
+}
+
+/// The most chunks of one volume that are named.
+const DAMAGED_CHUNKS_MAX: usize = 100;
+
+/// What is wrong with the chunks of a volume.
+async fn damaged_chunks(machine: &Machine, volume: &Arc<OpenVolume>) -> Result<Vec<(Path, String)>> {
+    let (mut found, mut more) = (Vec::new(), 0u64);
+    let mut tell = |error: Error| {
+        if found.len() < DAMAGED_CHUNKS_MAX {
+            found.push((volume.stored.path.clone(), error.in_one_line()));
+        } else {
+            more += 1;
+        }
+    };
+    for places in volume.places.chunks(machine.plan.span_chunks) {
+        let records = match volume.stored.records(places, &machine.buffers).await {
+            Ok(records) => records,
+            Err(e) if e.kind() == ErrorKind::Integrity => {
+                tell(e);
+                break;
+            }
+            Err(e) => return Err(e),
+        };
+        let open = |(place, record): (&Place, Buffer)| {
+            let (volume, buffers, place) = (Arc::clone(volume), machine.buffers.clone(), *place);
+            machine.pool.run(move |workspace| volume.open_chunk(place, record, &buffers, workspace).map(drop))
+        };
+        let jobs: Vec<_> = places.iter().zip(records).map(open).collect();
+        for job in jobs {
+            match job.wait().await? {
+                Err(e) if e.kind() == ErrorKind::Integrity => tell(e),
+                done => done?,
+            }
+        }
+    }
+    if more > 0 {
+        found.push((volume.stored.path.clone(), format!("and {more} more chunks")));
+    }
+    Ok(found)
 }

@@ -1,19 +1,22 @@
 //! Every object of an archive, with the data key that seals it: for whoever looks after keys.
 
+use std::fs::File;
+use std::num::NonZero;
 use std::sync::Arc;
 
 use object_store::path::Path;
 
 use super::inventory::{parse, parse_tail};
 use super::stored::StoredFile;
-use super::unseal::DataKeys;
+use super::unseal::{DataKeys, READ_BYTES};
+use super::{CHUNK_SIZE, Tools};
 use crate::encrypt::DataKey;
-use crate::error::{Error, Result};
-use crate::format::Header;
+use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::format::{Header, ObjectName, VolumeEntry};
 use crate::keys::Identity;
 use crate::postgres::wal::{SegmentName, SystemIdentifier, WalFile};
 use crate::repository::Repository;
-use crate::repository::layout::{TailPiece, TargetName};
+use crate::repository::layout::{TailPiece, TargetName, WalPath};
 
 /// An object of an archive, by its path alone.
 #[derive(Debug, Clone)]
@@ -45,6 +48,35 @@ impl KeptName {
         parse(&prefix, object).map(|(cluster, _, file)| Self { cluster, what: What::File(file) })
     }
 
+    /// The archive that it belongs to.
+    pub(crate) fn archive(&self, target: &TargetName) -> WalPath {
+        target.wal_of(self.cluster)
+    }
+
+    /// The file; `None` when this is a piece.
+    pub(crate) fn file(&self) -> Option<WalFile> {
+        match &self.what {
+            What::File(file) => Some(*file),
+            What::Piece(..) => None,
+        }
+    }
+
+    /// The segment that this is a piece of; `None` when it is a file.
+    pub(crate) fn piece_of(&self) -> Option<SegmentName> {
+        match &self.what {
+            What::File(_) => None,
+            What::Piece(segment, _) => Some(*segment),
+        }
+    }
+
+    /// The name that its object answers to.
+    pub(crate) fn name(&self, target: &TargetName) -> ObjectName {
+        match &self.what {
+            What::File(file) => self.archive(target).name(*file),
+            What::Piece(segment, piece) => self.archive(target).tail_piece_name(*segment, piece),
+        }
+    }
+
     /// Reads its header with one request, or two where it is a reference; `None` when it is gone.
     ///
     /// # Errors
@@ -63,6 +95,57 @@ impl KeptFile {
     /// What its header says, which nothing proves before a data key was [opened](ArchiveKeys::open) with it.
     pub(crate) fn header(&self) -> &Header {
         self.0.header()
+    }
+
+    /// Where its volume is, which is not where its name is when that is a reference.
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Size of its volume in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.bytes()
+    }
+
+    /// Memory that opening it takes, in bytes: two reads, and what comes out of them.
+    pub(crate) fn memory(&self) -> u64 {
+        self.bytes().min(4 * READ_BYTES) + self.0.plaintext.bytes.min(2 * READ_BYTES)
+    }
+
+    /// What its footer says of it, which nothing proves. Cancel safe.
+    pub(crate) async fn claimed(&self) -> Result<VolumeEntry> {
+        self.0.claimed().await
+    }
+
+    /// Whether its bytes are those that its footer has the digest of; what is wrong otherwise. Cancel safe.
+    pub(crate) async fn wrong(&self) -> Result<Option<String>> {
+        self.0.wrong().await
+    }
+}
+
+/// Opens files of an archive, to find out whether they could be restored.
+pub(crate) struct ArchiveReader {
+    keys: DataKeys,
+    tools: Tools,
+    nowhere: Arc<File>,
+}
+
+impl ArchiveReader {
+    pub(crate) fn new(identities: Vec<Arc<dyn Identity>>, workers: NonZero<usize>) -> Result<Self> {
+        let nowhere = File::options()
+            .write(true)
+            .open("/dev/null")
+            .map_err(|e| Error::new(ErrorKind::Sink, Stage::Sink, "cannot open /dev/null").with_source(e))?;
+        let tools = Tools::new(workers, CHUNK_SIZE)?;
+        Ok(Self { keys: DataKeys::new(identities), tools, nowhere: Arc::new(nowhere) })
+    }
+
+    /// Opens and decompresses all of a file, and compares it with the BLAKE3 in its header.
+    ///
+    /// # Errors
+    /// `Integrity` and `Key`, and those of the store. Cancel safe.
+    pub(crate) async fn check(&self, file: KeptFile) -> Result<()> {
+        file.0.write_to(&self.keys, &self.tools, &self.nowhere).await
     }
 }
 

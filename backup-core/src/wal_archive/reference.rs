@@ -14,7 +14,7 @@ use crate::format::{FormatError, json};
 const MAGIC: [u8; 8] = *b"backupR\x01";
 const PREFIX_LEN: usize = 12;
 /// The longest reference in bytes.
-pub(super) const REFERENCE_LEN_MAX: usize = 4096;
+pub(crate) const REFERENCE_LEN_MAX: usize = 4096;
 
 /// Names the object that holds a WAL file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

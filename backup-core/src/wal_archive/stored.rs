@@ -6,13 +6,15 @@ use super::reference::{REFERENCE_LEN_MAX, Reference};
 use super::unseal::DataKeys;
 use crate::encrypt::{COMMITMENT_LEN, DataKey};
 use crate::error::{Error, ErrorKind, Result, Stage};
-use crate::format::{FormatError, Header, ObjectName, Plaintext, Preamble};
+use crate::format::{FormatError, Header, ObjectName, Plaintext, Preamble, VolumeEntry};
 use crate::pipeline::Counters;
 use crate::postgres::wal::{SegmentName, WalFile};
-use crate::repository::Repository;
 use crate::repository::layout::{TailPiece, WalPath};
-use crate::repository::verify;
+use crate::repository::{ByteBudget, Repository, verify};
 use crate::restore::volume::{Expected, OpenVolume, Stored};
+
+/// What a check of one object may hold in memory.
+const CHECK_BYTES: usize = 6 << 20;
 
 /// An object that says of itself that it is the file that was looked for.
 #[derive(Debug)]
@@ -107,6 +109,11 @@ impl StoredFile {
         self.preamble.open(key, &self.commitment).map(drop)
     }
 
+    /// What its footer says of it, which nothing proves. Cancel safe.
+    pub(super) async fn claimed(&self) -> Result<VolumeEntry> {
+        self.stored.claimed().await
+    }
+
     /// Whether its bytes are those that its footer has the digest of; says what is wrong otherwise. Needs no key. Cancel safe.
     pub(super) async fn wrong(&self) -> Result<Option<String>> {
         let entry = match self.stored.claimed().await {
@@ -114,7 +121,8 @@ impl StoredFile {
             Err(e) if e.kind() == ErrorKind::Integrity => return Ok(Some(e.in_one_line())),
             Err(e) => return Err(e),
         };
-        verify::check_volume(&self.stored.repository, &self.stored.path, &entry, None, &Counters::default()).await
+        let (repository, path) = (&self.stored.repository, &self.stored.path);
+        verify::check_volume(repository, path, &entry, None, &ByteBudget::new(CHECK_BYTES), &Counters::default()).await
     }
 
     /// Opens it: afterwards every chunk's place is known and authentic. Cancel safe.

@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 
 use super::digest::Cut;
 use super::stored::StoredFile;
-use super::{FILE_LEN_MAX, Tools};
+use super::{CHUNK_SIZE, FILE_LEN_MAX, Tools};
 use crate::encrypt::DataKey;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::Header;
@@ -25,6 +25,8 @@ use crate::restore::volume::OpenVolume;
 const KEYS_KNOWN_MAX: usize = 64;
 /// Chunks that are read with one request.
 const SPAN_CHUNKS: usize = 8;
+/// Bytes of plaintext that a request brings, with the size of chunks that we write.
+pub(super) const READ_BYTES: u64 = SPAN_CHUNKS as u64 * CHUNK_SIZE as u64;
 /// Requests on their way at once.
 const READS: usize = 2;
 
@@ -90,11 +92,13 @@ impl StoredFile {
         let tools = tools.with_chunks_of(chunk_size);
         // Chunks whose size is no power of two are no subtrees: somebody else's writer may have made such.
         let tree = chunk_size.is_power_of_two().then_some(Cut { len, chunk_size });
-        let mut spans = stream::iter(volume.places.chunks(SPAN_CHUNKS))
+        // Owned, so that the future can be sent to another thread whoever asks.
+        let spans: Vec<Vec<Place>> = volume.places.chunks(SPAN_CHUNKS).map(<[Place]>::to_vec).collect();
+        let mut spans = stream::iter(spans)
             .map(|places| {
                 let (volume, buffers) = (Arc::clone(&volume), tools.buffers.clone());
                 async move {
-                    let records = volume.stored.records(places, &buffers).await?;
+                    let records = volume.stored.records(&places, &buffers).await?;
                     Ok::<_, Error>((places, records))
                 }
             })
@@ -102,7 +106,7 @@ impl StoredFile {
         let mut digests = Vec::with_capacity(volume.places.len());
         while let Some((places, mut records)) = spans.try_next().await? {
             if let Some(signed) = &mut signed {
-                signed.add(places, &mut records);
+                signed.add(&places, &mut records);
             }
             let jobs: Vec<_> = places
                 .iter()

@@ -82,8 +82,22 @@ impl WalPath {
 
     /// A new name for the object of a large file, to be used where a store cannot create such objects once.
     pub fn large_file(&self, file: WalFile) -> Path {
-        let random = data_encoding::HEXLOWER.encode(&random::bytes::<16>());
+        self.large_file_of(file, &random::bytes())
+    }
+
+    /// The name of such an object with these bytes in it: whoever copies the same object twice gives it the same name.
+    pub fn large_file_of(&self, file: WalFile, bytes: &[u8; 16]) -> Path {
+        let random = data_encoding::HEXLOWER.encode(bytes);
         self.path(&[&file.timeline().hex(), &format!("{file}.{random}{VOLUME_SUFFIX}")])
+    }
+
+    /// Whether an object has the name of a large file's, which only a reference leads to; by the last part of its path.
+    pub fn is_large_file(name: &str) -> bool {
+        let parts = name.strip_suffix(VOLUME_SUFFIX).and_then(|name| name.rsplit_once('.'));
+        parts.is_some_and(|(file, random)| {
+            let hex = random.len() == 32 && random.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            hex && file.parse::<WalFile>().is_ok()
+        })
     }
 
     /// The name that the object of a file answers to.
@@ -175,5 +189,13 @@ mod tests {
         }
         let large = archive.large_file("00000002000000030000000A".parse().unwrap());
         assert_eq!(WalPath::parse_file(large.filename().unwrap()), None, "{large}");
+        assert!(WalPath::is_large_file(large.filename().unwrap()));
+        for name in [
+            "00000002000000030000000A.vol",
+            "00000002000000030000000A.0123.vol",
+            "x.0123456789abcdef0123456789abcdef.vol",
+        ] {
+            assert!(!WalPath::is_large_file(name), "{name}");
+        }
     }
 }

@@ -22,11 +22,15 @@ const FILTER_BITS_MAX: u64 = 1 << 25;
 pub(super) struct Checker {
     /// That of all files; `None` if there is no file.
     algorithm: Option<Algorithm>,
-    filter: Vec<u64>,
+    filter: Filter,
     expected: Tally,
     restored: Mutex<Tally>,
     wrong: Mutex<Option<WrongFile>>,
 }
+
+/// A set of fingerprints that takes a bounded amount of memory, and now and then thinks that it has one which it has not.
+#[derive(Debug)]
+pub(super) struct Filter(Vec<u64>);
 
 /// A file that is not as the manifest says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,12 +50,9 @@ struct Tally {
 impl Checker {
     /// For a manifest of so many bytes; its files are added next.
     pub(super) fn new(manifest_bytes: u64) -> Self {
-        let bits = (manifest_bytes / MANIFEST_BYTES_PER_FILE).saturating_mul(BITS_PER_FILE);
-        let bits = bits.clamp(FILTER_BITS_MIN, FILTER_BITS_MAX).next_power_of_two();
-        let words = usize::try_from(bits / 64).unwrap_or(usize::MAX);
         Self {
             algorithm: None,
-            filter: vec![0; words],
+            filter: Filter::new(manifest_bytes),
             expected: Tally::default(),
             restored: Mutex::default(),
             wrong: Mutex::default(),
@@ -65,9 +66,7 @@ impl Checker {
             return Err(Error::new(ErrorKind::Integrity, Stage::Catalog, message));
         }
         let fingerprint = fingerprint(&file.path, file.size, &file.checksum);
-        for bit in self.bits(&fingerprint) {
-            self.filter[bit / 64] |= 1 << (bit % 64);
-        }
+        self.filter.add(&fingerprint);
         self.expected.add(&fingerprint);
         Ok(())
     }
@@ -83,7 +82,7 @@ impl Checker {
     /// When it is not as the manifest says; then [`wrong`](Self::wrong) has it.
     pub(super) fn restored(&self, path: &[u8], size: u64, checksum: Vec<u8>) -> Result<()> {
         let fingerprint = fingerprint(path, size, &checksum);
-        if self.bits(&fingerprint).iter().any(|bit| self.filter[bit / 64] & (1 << (bit % 64)) == 0) {
+        if !self.filter.has(&fingerprint) {
             let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
             wrong.get_or_insert(WrongFile { path: path.to_vec(), size, checksum });
             return Err(not_as_the_manifest_says(&String::from_utf8_lossy(path)));
@@ -101,10 +100,30 @@ impl Checker {
     pub(super) fn is_complete(&self) -> bool {
         *self.restored.lock().unwrap_or_else(PoisonError::into_inner) == self.expected
     }
+}
+
+impl Filter {
+    /// For the files of a manifest of so many bytes.
+    pub(super) fn new(manifest_bytes: u64) -> Self {
+        let bits = (manifest_bytes / MANIFEST_BYTES_PER_FILE).saturating_mul(BITS_PER_FILE);
+        let bits = bits.clamp(FILTER_BITS_MIN, FILTER_BITS_MAX).next_power_of_two();
+        Self(vec![0; usize::try_from(bits / 64).unwrap_or(usize::MAX)])
+    }
+
+    pub(super) fn add(&mut self, fingerprint: &[u8; 32]) {
+        for bit in self.bits(fingerprint) {
+            self.0[bit / 64] |= 1 << (bit % 64);
+        }
+    }
+
+    /// `false` is certain, `true` nearly so.
+    pub(super) fn has(&self, fingerprint: &[u8; 32]) -> bool {
+        self.bits(fingerprint).iter().all(|bit| self.0[bit / 64] & (1 << (bit % 64)) != 0)
+    }
 
     fn bits(&self, fingerprint: &[u8; 32]) -> [usize; 2] {
         // A power of two.
-        let mask = self.filter.len() * 64 - 1;
+        let mask = self.0.len() * 64 - 1;
         let word = |at: usize| fingerprint[at..at + 4].iter().fold(0, |n: usize, byte| n << 8 | usize::from(*byte));
         [word(0) & mask, word(4) & mask]
     }
@@ -187,8 +206,8 @@ mod tests {
 
     #[test]
     fn the_memory_does_not_grow_with_the_files() {
-        assert_eq!(Checker::new(u64::MAX).filter.len() * 8, 4 << 20);
-        assert_eq!(Checker::new(0).filter.len() * 8, 1 << 10);
+        assert_eq!(Checker::new(u64::MAX).filter.0.len() * 8, 4 << 20);
+        assert_eq!(Checker::new(0).filter.0.len() * 8, 1 << 10);
     }
 
     #[test]

@@ -123,7 +123,7 @@ impl Unpacker {
         let failed = |errno: Errno| sink_error(format!("cannot write {}", path.display()), errno);
         let is = |other: &str| self.root == Root::Data && path == Path::new(other);
         let (aside, version) = (is(PG_CONTROL), is(PG_VERSION));
-        let is_wal = self.root == Root::Wal || self.root == Root::Data && path.starts_with("pg_wal");
+        let is_wal = is_wal(self.root, path);
         let name = if aside { Path::new(PG_CONTROL_ASIDE).file_name().unwrap_or(name) } else { name };
         let directory = self.tree.enter(parents).map_err(failed)?;
         let file = File::from(create_file(&directory.fd, name).map_err(failed)?);
@@ -150,7 +150,7 @@ impl Unpacker {
         }
         match is_wal {
             true => self.shared.segments.add(path, size),
-            false => self.shared.checker.restored(&self.path_in_manifest(path), size, hasher.finish())?,
+            false => self.shared.checker.restored(&path_in_manifest(self.root, path), size, hasher.finish())?,
         }
         Ok(())
     }
@@ -170,15 +170,21 @@ impl Unpacker {
         let oid = path.strip_prefix(PG_TBLSPC).ok().and_then(Path::to_str);
         self.root == Root::Data && oid.is_some_and(|oid| self.shared.linked.iter().any(|o| o.to_string() == oid))
     }
+}
 
-    fn path_in_manifest(&self, path: &Path) -> Vec<u8> {
-        let path: PathBuf = path.components().filter(|c| *c != std::path::Component::CurDir).collect();
-        let prefix = match self.root {
-            Root::Tablespace(oid) => format!("{PG_TBLSPC}/{oid}/"),
-            Root::Data | Root::Wal => String::new(),
-        };
-        [prefix.as_bytes(), path.as_os_str().as_bytes()].concat()
-    }
+/// As PostgreSQL's manifest calls a file.
+pub(super) fn path_in_manifest(root: Root, path: &Path) -> Vec<u8> {
+    let path: PathBuf = path.components().filter(|c| *c != std::path::Component::CurDir).collect();
+    let prefix = match root {
+        Root::Tablespace(oid) => format!("{PG_TBLSPC}/{oid}/"),
+        Root::Data | Root::Wal => String::new(),
+    };
+    [prefix.as_bytes(), path.as_os_str().as_bytes()].concat()
+}
+
+/// Whether a file is one of the log, which is in no manifest.
+pub(super) fn is_wal(root: Root, path: &Path) -> bool {
+    root == Root::Wal || root == Root::Data && path.starts_with("pg_wal")
 }
 
 /// Has the system begin to write a range of a file to disk. It only may: what matters is the flush at the end.

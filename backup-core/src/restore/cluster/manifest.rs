@@ -7,10 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use data_encoding::HEXLOWER;
-use futures::FutureExt;
-use futures::future::BoxFuture;
 
 use super::check::{Checker, WrongFile, not_as_the_manifest_says};
 use super::destination::Destination;
@@ -19,9 +16,10 @@ use super::{ClusterRestore, shown};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::ClusterEntry;
 use crate::postgres::backup_manifest::{self, ManifestFile, Summary};
+use crate::restore::Restore;
+use crate::restore::inspect::WorkerSink;
 use crate::restore::stream::Share;
 use crate::restore::worker::{Incoming, Worker, sink_error};
-use crate::restore::{Restore, Sink};
 
 /// How many files an error names.
 const NAMED_MAX: usize = 5;
@@ -60,17 +58,20 @@ pub(super) async fn explain_wrong(run: &ClusterRestore, wrong: WrongFile) -> Err
     let path = wrong.path.clone();
     let found = find(run, move |file| file.path == path).await;
     let reason = match found.as_deref() {
-        Ok([file, ..]) if file.size != wrong.size => {
-            format!("it has {} bytes and should have {}", wrong.size, file.size)
-        }
-        Ok([file, ..]) => {
-            let (is, should) = (HEXLOWER.encode(&wrong.checksum), HEXLOWER.encode(&file.checksum));
-            format!("its checksum is {is} and should be {should}")
-        }
+        Ok([file, ..]) => difference(&wrong, file),
         Ok([]) => "it is not in the manifest".to_owned(),
         Err(error) => format!("the manifest could not be read again: {error}"),
     };
     not_as_the_manifest_says(&shown(&wrong.path)).with_source(io::Error::other(reason))
+}
+
+/// How a file differs from the one in the manifest.
+pub(super) fn difference(wrong: &WrongFile, file: &ManifestFile) -> String {
+    if file.size != wrong.size {
+        return format!("it has {} bytes and should have {}", wrong.size, file.size);
+    }
+    let (is, should) = (HEXLOWER.encode(&wrong.checksum), HEXLOWER.encode(&file.checksum));
+    format!("its checksum is {is} and should be {should}")
 }
 
 /// Which files are missing, in words.
@@ -112,7 +113,7 @@ async fn find(
 }
 
 /// Has a thread read the manifest's stream.
-async fn pass<T: Send + 'static>(
+pub(super) async fn pass<T: Send + 'static>(
     run: &ClusterRestore,
     share: Option<&Arc<Share>>,
     read: impl FnOnce(Incoming) -> Result<T> + Send + 'static,
@@ -140,28 +141,6 @@ pub(super) async fn read_by_thread<T: Send + 'static>(
     restore.into(WorkerSink(worker)).wait().await?;
     let read = result.lock().unwrap_or_else(PoisonError::into_inner).take();
     read.ok_or_else(|| Error::internal(Stage::Sink, "the stream's reader ended early"))
-}
-
-/// A sink that is all thread: there is nothing to undo, once the thread has ended.
-#[derive(Debug)]
-pub(super) struct WorkerSink(pub(super) Worker);
-
-impl Sink for WorkerSink {
-    fn write(&mut self, data: Bytes) -> BoxFuture<'_, Result<()>> {
-        self.0.write(data).boxed()
-    }
-
-    fn finish(&mut self) -> BoxFuture<'_, Result<()>> {
-        self.0.finish().boxed()
-    }
-
-    fn abort(&mut self) -> BoxFuture<'_, Result<()>> {
-        async {
-            self.0.abort().await;
-            Ok(())
-        }
-        .boxed()
-    }
 }
 
 /// Writes what is read to a file too.

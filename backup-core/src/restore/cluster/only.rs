@@ -13,13 +13,14 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::manifest::{WorkerSink, read_by_thread};
+use super::manifest::read_by_thread;
 use super::place::{self, Place};
 use super::streams::some_at_once;
 use super::{absolute, blocking, or_give_up};
 use crate::error::{Error, Result};
 use crate::format::Kind;
 use crate::pipeline::{Counters, Limits};
+use crate::restore::inspect::WorkerSink;
 use crate::restore::stream::Share;
 use crate::restore::tree::{Tree, names};
 use crate::restore::worker::{Worker, sink_error};

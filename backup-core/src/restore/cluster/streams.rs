@@ -10,9 +10,10 @@ use super::decode::decode;
 use super::destination::Destination;
 use super::extract::{self, Shared};
 use super::layout::{Layout, Part};
-use super::manifest::{self, WorkerSink};
+use super::manifest;
 use super::{ClusterRestore, blocking};
 use crate::error::{Error, ErrorKind, Result};
+use crate::restore::inspect::WorkerSink;
 use crate::restore::stream::Share;
 use crate::restore::worker::Worker;
 
