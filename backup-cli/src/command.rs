@@ -4,7 +4,7 @@ use std::future::Future;
 
 use backup_core::pipeline::{Limits, Warnings};
 use backup_core::postgres::conninfo::ConnInfo;
-use backup_core::repository::{Found, Location, Repository, S3Options};
+use backup_core::repository::{Found, Location, Repository};
 use backup_core::source::command::LineCallback;
 use backup_core::source::{DirectoryWarning, WarningCallback};
 use backup_core::{Error, ErrorKind, Result, Stage};
@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::exit::Exit;
 use crate::output::{Output, ProgressStyle};
 use crate::signing;
+use crate::stores;
 
 pub(crate) mod config;
 mod describe;
@@ -57,17 +58,17 @@ async fn or_cancelled<T>(app: &App, work: impl Future<Output = Result<T>>) -> Re
 
 /// Where the repository is, and who is believed there.
 fn location(config: &Config) -> Result<Location> {
-    let options = S3Options {
-        endpoint: config.s3.endpoint.as_ref().map(|s| s.value.clone()),
-        region: config.s3.region.as_ref().map(|s| s.value.clone()),
-        path_style: config.s3.path_style.as_ref().map(|s| s.value),
-    };
     let address = config.repository()?;
     if address == "memory:" {
         return Err(Error::config("a repository in memory would be gone with this command")
-            .with_hint("use a path, file:// or s3://"));
+            .with_hint("use a path, file://, s3://, az:// or gs://"));
     }
-    Ok(address.parse::<Location>()?.with_s3_options(options).trusting(signing::trusted_signers(config)?))
+    let location = address.parse::<Location>()?.with_http_options(stores::http_options(config)?);
+    Ok(location
+        .with_s3_options(stores::s3_options(config)?)
+        .with_azure_options(stores::azure_options(config))
+        .with_gcs_options(stores::gcs_options(config))
+        .trusting(signing::trusted_signers(config)?))
 }
 
 /// The backup that a person means, if it is not too old, and whether others had to be passed over for it, which is told.

@@ -24,10 +24,12 @@ use crate::args::{
 pub(crate) mod edit;
 pub(crate) mod file;
 pub(crate) mod keys;
+mod stores;
 mod targets;
 
 use file::ConfigFile;
 use keys::Keys;
+use stores::{Azure, Gcs, Http};
 pub(crate) use targets::Target;
 
 /// Where the file is looked for when neither a flag nor the environment names one.
@@ -82,6 +84,9 @@ pub(crate) struct Config {
     pub(crate) file: Option<PathBuf>,
     pub(crate) repository: Option<Setting<String>>,
     pub(crate) s3: S3,
+    pub(crate) azure: Azure,
+    pub(crate) gcs: Gcs,
+    pub(crate) http: Http,
     pub(crate) recipients: Option<Setting<Vec<String>>>,
     /// With [`Origin::Default`], the one file where `init` makes a key: it need not exist.
     pub(crate) identity_files: Option<Setting<Vec<PathBuf>>>,
@@ -108,6 +113,12 @@ pub(crate) struct S3 {
     pub(crate) endpoint: Option<Setting<String>>,
     pub(crate) region: Option<Setting<String>>,
     pub(crate) path_style: Option<Setting<bool>>,
+    pub(crate) sse: Option<Setting<String>>,
+    pub(crate) sse_kms_key_id: Option<Setting<String>>,
+    pub(crate) sse_bucket_key: Option<Setting<bool>>,
+    pub(crate) storage_class: Option<Setting<String>>,
+    pub(crate) checksum: Option<Setting<String>>,
+    pub(crate) request_payer: Option<Setting<bool>>,
 }
 
 /// How data is compressed and encrypted.
@@ -156,6 +167,9 @@ impl Config {
             file: file.map(|f| f.path.clone()),
             repository: layers.repository(globals)?,
             s3: S3::merge(&layers, &globals.s3)?,
+            azure: Azure::merge(&layers, globals)?,
+            gcs: Gcs::merge(&layers, globals)?,
+            http: Http::merge(&layers, &globals.http)?,
             recipients: layers.pick(
                 &Names { flag: "--recipient", env: &["BACKUP_RECIPIENTS"] },
                 recipients.map(|r| r.recipient.clone()).filter(|r| !r.is_empty()),
@@ -233,6 +247,16 @@ impl S3 {
                 |v| v.parse().map_err(|e| format!("{e}")),
                 |f| f.values.repository.s3.path_style.as_ref(),
             )?,
+            sse: layers.plain("--sse", flags.sse.clone(), |f| f.values.repository.s3.sse.as_ref())?,
+            sse_kms_key_id: layers.plain("--sse-kms-key-id", flags.sse_kms_key_id.clone(), |f| {
+                f.values.repository.s3.sse_kms_key_id.as_ref()
+            })?,
+            sse_bucket_key: layers.in_file(|f| f.values.repository.s3.sse_bucket_key.as_ref()),
+            storage_class: layers.plain("--storage-class", flags.storage_class.clone(), |f| {
+                f.values.repository.s3.storage_class.as_ref()
+            })?,
+            checksum: layers.in_file(|f| f.values.repository.s3.checksum.as_ref()),
+            request_payer: layers.in_file(|f| f.values.repository.s3.request_payer.as_ref()),
         })
     }
 }
@@ -369,11 +393,25 @@ impl Layers<'_> {
                 return Ok(Some(Setting { value, origin: Origin::Env { name } }));
             }
         }
-        let in_file = self.file.and_then(|file| in_file(file).map(|value| (file, value)));
-        Ok(in_file.map(|(file, value)| Setting {
-            value: value.as_ref().clone(),
-            origin: Origin::File { path: file.path.clone(), line: file.line_of(value) },
-        }))
+        Ok(self.in_file(in_file))
+    }
+
+    /// A text that no variable of the environment holds.
+    fn plain(
+        &self,
+        flag_name: &'static str,
+        flag: Option<String>,
+        in_file: impl Fn(&ConfigFile) -> Option<&Spanned<String>>,
+    ) -> Result<Option<Setting<String>>> {
+        self.pick(&Names { flag: flag_name, env: &[] }, flag, text, in_file)
+    }
+
+    /// What only the file says.
+    fn in_file<T: Clone>(&self, in_file: impl Fn(&ConfigFile) -> Option<&Spanned<T>>) -> Option<Setting<T>> {
+        let file = self.file?;
+        let value = in_file(file)?;
+        let origin = Origin::File { path: file.path.clone(), line: file.line_of(value) };
+        Some(Setting { value: value.as_ref().clone(), origin })
     }
 
     fn repository(&self, globals: &Globals) -> Result<Option<Setting<String>>> {

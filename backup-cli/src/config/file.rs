@@ -50,6 +50,8 @@ pub(crate) struct Values {
     pub(crate) targets: TargetTables,
     #[serde(default)]
     pub(crate) keys: KeyTables,
+    #[serde(default)]
+    pub(crate) http: Http,
 }
 
 /// `[repository]`.
@@ -59,6 +61,10 @@ pub(crate) struct Repository {
     pub(crate) url: Option<Spanned<String>>,
     #[serde(default)]
     pub(crate) s3: S3,
+    #[serde(default)]
+    pub(crate) azure: Azure,
+    #[serde(default)]
+    pub(crate) gcs: Gcs,
 }
 
 /// `[repository.s3]`.
@@ -68,6 +74,38 @@ pub(crate) struct S3 {
     pub(crate) endpoint: Option<Spanned<String>>,
     pub(crate) region: Option<Spanned<String>>,
     pub(crate) path_style: Option<Spanned<bool>>,
+    pub(crate) sse: Option<Spanned<String>>,
+    pub(crate) sse_kms_key_id: Option<Spanned<String>>,
+    pub(crate) sse_bucket_key: Option<Spanned<bool>>,
+    pub(crate) storage_class: Option<Spanned<String>>,
+    pub(crate) checksum: Option<Spanned<String>>,
+    pub(crate) request_payer: Option<Spanned<bool>>,
+}
+
+/// `[repository.azure]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Azure {
+    pub(crate) account: Option<Spanned<String>>,
+    pub(crate) endpoint: Option<Spanned<String>>,
+    pub(crate) storage_class: Option<Spanned<String>>,
+}
+
+/// `[repository.gcs]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Gcs {
+    pub(crate) endpoint: Option<Spanned<String>>,
+    pub(crate) storage_class: Option<Spanned<String>>,
+}
+
+/// `[http]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Http {
+    pub(crate) ssl_min_protocol_version: Option<Spanned<String>>,
+    pub(crate) ca_file: Option<Spanned<PathBuf>>,
+    pub(crate) proxy: Option<Spanned<String>>,
 }
 
 impl ConfigFile {
@@ -213,7 +251,7 @@ mod tests {
         );
         assert_eq!(
             refused("[repository]\nzzz = 1\n"),
-            "backup.toml:2: unknown key 'zzz' | known keys here are url, s3"
+            "backup.toml:2: unknown key 'zzz' | known keys here are url, s3, azure, gcs"
         );
     }
 
