@@ -308,7 +308,8 @@ fn parse_bucket(name: &str, rest: &str) -> Result<Location> {
     let Scheme { name, bucket: what, credentials } = scheme;
     if rest.contains(['@', '?', '#']) {
         // Not repeated: a secret may stand there.
-        let message = format!("an {name}:// address holds a {what} and a prefix, nothing else");
+        let article = if name == "gs" { "a" } else { "an" };
+        let message = format!("{article} {name}:// address holds a {what} and a prefix, nothing else");
         return Err(
             Error::config(message).with_hint(format!("credentials come from {credentials}, never from the address"))
         );
@@ -371,6 +372,7 @@ mod tests {
             ("gcs://bucket", "are at gs://"),
             ("az://hush@container", "a container and a prefix, nothing else"),
             ("az://container?sig=hush", "nothing else"),
+            ("gs://hush@bucket", "a gs:// address holds"),
             ("gs://no", "cannot name a bucket"),
             ("az:container", "goes on with '//'"),
             ("https://s3.example/bucket", "endpoint"),
