@@ -1,6 +1,6 @@
 //! The one way to speak HTTP: to object stores, to the services that hand out their credentials, and to key services.
 //!
-//! [`object_store`] builds its own clients and has no setting for versions of TLS, so [`Connector`] builds them in its place.
+//! [`object_store`] builds its own clients and has no setting for versions of TLS, so `Connector` builds them in its place.
 
 use std::error::Error as StdError;
 use std::fmt;
