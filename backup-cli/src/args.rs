@@ -17,6 +17,7 @@ mod copy;
 mod key;
 mod restore;
 mod save;
+mod stores;
 mod wal;
 
 pub(crate) use age::{AgeFlag, AgeLimit};
@@ -26,6 +27,7 @@ pub(crate) use key::{
 };
 pub(crate) use restore::{ArchiveModeFlag, ClusterFlags, RestoreArgs, TargetActionFlag};
 pub(crate) use save::{CheckpointName, ChecksumName, EncodingFlags, MethodName, RunArgs, SaveArgs, server_compression};
+pub(crate) use stores::{AzureFlags, GcsFlags, HttpFlags};
 pub(crate) use wal::{CheckArgs, FetchArgs, PushArgs, ReceiveArgs, TargetFlag, WalAction, WalArgs};
 
 /// What `backup` was asked to do.
@@ -81,7 +83,8 @@ First steps:
 
 Values come from flags, else from the environment, else from the configuration file, else from defaults; \
 'backup config show' tells which. S3 credentials come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, \
-AWS_SESSION_TOKEN, or web identity, and those of AWS KMS too; PostgreSQL's from libpq's environment, service and password files.
+AWS_SESSION_TOKEN, or web identity, and those of AWS KMS too; Azure's from AZURE_STORAGE_ACCOUNT with AZURE_STORAGE_KEY and the like; \
+Google's from GOOGLE_APPLICATION_CREDENTIALS; PostgreSQL's from libpq's environment, service and password files.
 
 Exit codes:
   0  done                          10  not found
@@ -94,7 +97,7 @@ Exit codes:
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Globals {
-    /// Repository: a directory, file:///path, s3://bucket/prefix or a configured name; repeatable [env: BACKUP_REPO, comma separated]
+    /// Repository: a directory, s3://, az:// or gs://bucket/prefix, or a configured name; repeatable [env: BACKUP_REPO, comma separated]
     #[arg(short, long, global = true, value_name = "URL")]
     pub(crate) repo: Vec<String>,
 
@@ -141,6 +144,15 @@ pub(crate) struct Globals {
     #[command(flatten)]
     pub(crate) s3: S3Flags,
 
+    #[command(flatten)]
+    pub(crate) azure: AzureFlags,
+
+    #[command(flatten)]
+    pub(crate) gcs: GcsFlags,
+
+    #[command(flatten)]
+    pub(crate) http: HttpFlags,
+
     /// Print only errors and warnings
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
@@ -181,6 +193,18 @@ pub(crate) struct S3Flags {
     /// Whether the bucket stands in the path, not in the host name [default: true with an endpoint of your own]
     #[arg(long, global = true, value_name = "BOOL", hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_short_help = true)]
     pub(crate) s3_path_style: Option<bool>,
+
+    /// How S3 encrypts what it keeps: AES256, aws:kms or aws:kms:dsse [default: as the bucket is set]
+    #[arg(long, global = true, value_name = "NAME", hide_short_help = true)]
+    pub(crate) sse: Option<String>,
+
+    /// Key of AWS KMS that S3 encrypts with [default: aws/s3]
+    #[arg(long, global = true, value_name = "KEY", hide_short_help = true)]
+    pub(crate) sse_kms_key_id: Option<String>,
+
+    /// Class or tier in which the store keeps volumes of backups, such as STANDARD_IA [default: as the bucket is set]
+    #[arg(long, global = true, value_name = "CLASS", hide_short_help = true)]
+    pub(crate) storage_class: Option<String>,
 }
 
 /// Parses a size; `bytesize` does not say what it would have liked.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use backup_core::pipeline::{Limits, Warnings};
 use backup_core::postgres::conninfo::ConnInfo;
-use backup_core::repository::{FallOver, Found, LAG_DEFAULT, Location, Repositories, Repository, S3Options};
+use backup_core::repository::{FallOver, Found, LAG_DEFAULT, Location, Repositories, Repository};
 use backup_core::source::command::LineCallback;
 use backup_core::source::{DirectoryWarning, WarningCallback};
 use backup_core::{Error, ErrorKind, Result, Stage};
@@ -16,7 +16,7 @@ use crate::args::{AgeFlag, AgeLimit, Command};
 use crate::config::{Config, RepositorySetting};
 use crate::exit::Exit;
 use crate::output::{Output, ProgressStyle};
-use crate::{report, signing};
+use crate::{report, signing, stores};
 
 pub(crate) mod config;
 pub(crate) mod copy;
@@ -71,19 +71,17 @@ async fn open_named(config: &Config, given: &str, flag: &'static str) -> Result<
 
 /// Where a repository is, and who is believed there.
 pub(crate) fn location(config: &Config, repository: &RepositorySetting) -> Result<Location> {
-    let s3 = &repository.s3;
-    let options = S3Options {
-        endpoint: s3.endpoint.as_ref().map(|s| s.value.clone()),
-        region: s3.region.as_ref().map(|s| s.value.clone()),
-        path_style: s3.path_style.as_ref().map(|s| s.value),
-        profile: s3.profile.as_ref().map(|s| s.value.clone()),
-    };
     let address = &repository.url.value;
     if address == "memory:" {
         return Err(Error::config("a repository in memory would be gone with this command")
-            .with_hint("use a path, file:// or s3://"));
+            .with_hint("use a path, file://, s3://, az:// or gs://"));
     }
-    Ok(address.parse::<Location>()?.with_s3_options(options).trusting(signing::trusted_signers(config)?))
+    let location = address.parse::<Location>()?.with_http_options(stores::http_options(config)?);
+    Ok(location
+        .with_s3_options(stores::s3_options(&repository.stores.s3)?)
+        .with_azure_options(stores::azure_options(&repository.stores.azure))
+        .with_gcs_options(stores::gcs_options(&repository.stores.gcs))
+        .trusting(signing::trusted_signers(config)?))
 }
 
 /// All repositories, none of them open yet.

@@ -24,12 +24,15 @@ pub(crate) mod edit;
 pub(crate) mod file;
 pub(crate) mod keys;
 mod repositories;
+mod stores;
 mod targets;
 
 use file::ConfigFile;
 use keys::Keys;
 pub(crate) use repositories::RepositorySetting;
 use repositories::{RepositorySettings, Table};
+use stores::Http;
+pub(crate) use stores::{Azure, Gcs, Stores};
 pub(crate) use targets::Target;
 
 /// Where the file is looked for when neither a flag nor the environment names one.
@@ -84,9 +87,10 @@ pub(crate) struct Config {
     pub(crate) file: Option<PathBuf>,
     pub(crate) repositories: RepositorySettings,
     /// For repositories that no table of their own says more about.
-    pub(crate) s3: S3,
+    pub(crate) stores: Stores,
     /// How many seconds an optional repository may keep the others waiting.
     pub(crate) optional_lag: Option<Setting<u64>>,
+    pub(crate) http: Http,
     pub(crate) recipients: Option<Setting<Vec<String>>>,
     /// With [`Origin::Default`], the one file where `init` makes a key: it need not exist.
     pub(crate) identity_files: Option<Setting<Vec<PathBuf>>>,
@@ -115,6 +119,12 @@ pub(crate) struct S3 {
     pub(crate) path_style: Option<Setting<bool>>,
     /// The profile in `~/.aws` that has the credentials of this repository.
     pub(crate) profile: Option<Setting<String>>,
+    pub(crate) sse: Option<Setting<String>>,
+    pub(crate) sse_kms_key_id: Option<Setting<String>>,
+    pub(crate) sse_bucket_key: Option<Setting<bool>>,
+    pub(crate) storage_class: Option<Setting<String>>,
+    pub(crate) checksum: Option<Setting<String>>,
+    pub(crate) request_payer: Option<Setting<bool>>,
 }
 
 /// How data is compressed and encrypted.
@@ -162,13 +172,14 @@ impl Config {
         Ok(Self {
             file: file.map(|f| f.path.clone()),
             repositories: RepositorySettings::merge(&layers, globals)?,
-            s3: S3::merge(&layers, &globals.s3, Table::Only)?,
+            stores: Stores::merge(&layers, globals, Table::Only)?,
             optional_lag: layers.pick(
                 &Names { flag: "--optional-lag", env: &["BACKUP_OPTIONAL_LAG"] },
                 globals.optional_lag,
                 |v| v.parse().map_err(|e| format!("{e}")),
                 |f| f.values.optional_lag_seconds.as_ref(),
             )?,
+            http: Http::merge(&layers, &globals.http)?,
             recipients: layers.pick(
                 &Names { flag: "--recipient", env: &["BACKUP_RECIPIENTS"] },
                 recipients.map(|r| r.recipient.clone()).filter(|r| !r.is_empty()),
@@ -231,7 +242,7 @@ impl Config {
             name: None,
             url: Setting { value: given.to_owned(), origin: Origin::Flag { name: flag } },
             required: true,
-            s3: self.s3.clone(),
+            stores: self.stores.clone(),
         })
     }
 }
@@ -260,7 +271,15 @@ impl S3 {
                 |v| v.parse().map_err(|e| format!("{e}")),
                 |t| t.s3.path_style.as_ref(),
             )?,
-            profile: layers.pick_of(table, &Names { flag: "", env: &[] }, None, text, |t| t.s3.profile.as_ref())?,
+            profile: layers.in_table(table, |t| t.s3.profile.as_ref()),
+            sse: layers.plain_of(table, "--sse", flags.sse.clone(), |t| t.s3.sse.as_ref())?,
+            sse_kms_key_id: layers
+                .plain_of(table, "--sse-kms-key-id", flags.sse_kms_key_id.clone(), |t| t.s3.sse_kms_key_id.as_ref())?,
+            sse_bucket_key: layers.in_table(table, |t| t.s3.sse_bucket_key.as_ref()),
+            storage_class: layers
+                .plain_of(table, "--storage-class", flags.storage_class.clone(), |t| t.s3.storage_class.as_ref())?,
+            checksum: layers.in_table(table, |t| t.s3.checksum.as_ref()),
+            request_payer: layers.in_table(table, |t| t.s3.request_payer.as_ref()),
         })
     }
 }
@@ -392,11 +411,45 @@ impl Layers<'_> {
                 return Ok(Some(Setting { value, origin: Origin::Env { name } }));
             }
         }
-        let in_file = self.file.and_then(|file| in_file(file).map(|value| (file, value)));
-        Ok(in_file.map(|(file, value)| Setting {
-            value: value.as_ref().clone(),
-            origin: Origin::File { path: file.path.clone(), line: file.line_of(value) },
-        }))
+        Ok(self.in_file(in_file))
+    }
+
+    /// A text that no variable of the environment holds.
+    fn plain(
+        &self,
+        flag_name: &'static str,
+        flag: Option<String>,
+        in_file: impl Fn(&ConfigFile) -> Option<&Spanned<String>>,
+    ) -> Result<Option<Setting<String>>> {
+        self.pick(&Names { flag: flag_name, env: &[] }, flag, text, in_file)
+    }
+
+    /// The same of a repository's table.
+    fn plain_of(
+        &self,
+        table: Table<'_>,
+        flag_name: &'static str,
+        flag: Option<String>,
+        in_table: impl Fn(&file::Repository) -> Option<&Spanned<String>>,
+    ) -> Result<Option<Setting<String>>> {
+        self.pick_of(table, &Names { flag: flag_name, env: &[] }, flag, text, in_table)
+    }
+
+    /// What only a repository's table says.
+    fn in_table<T: Clone>(
+        &self,
+        table: Table<'_>,
+        in_table: impl Fn(&file::Repository) -> Option<&Spanned<T>>,
+    ) -> Option<Setting<T>> {
+        self.in_file(|file| in_table(table.of(file)?))
+    }
+
+    /// What only the file says.
+    fn in_file<T: Clone>(&self, in_file: impl Fn(&ConfigFile) -> Option<&Spanned<T>>) -> Option<Setting<T>> {
+        let file = self.file?;
+        let value = in_file(file)?;
+        let origin = Origin::File { path: file.path.clone(), line: file.line_of(value) };
+        Some(Setting { value: value.as_ref().clone(), origin })
     }
 
     /// The same of a repository's table. What the table of one among several says wins over the environment, which is the same for all of them.

@@ -16,6 +16,7 @@ use jiff::Timestamp;
 
 use crate::App;
 use crate::config::{Config, Origin, Setting};
+use crate::stores::http_options;
 
 mod following;
 
@@ -120,7 +121,7 @@ pub(crate) fn policy_recipients(config: &Config) -> Result<Vec<(String, Arc<dyn 
 
 /// The recipient of a key of the policy.
 pub(crate) fn key_recipient(config: &Config, key: &Key) -> Result<Arc<dyn Recipient>> {
-    recipient(&key.recipient).map_err(|e| {
+    recipient(config, &key.recipient).map_err(|e| {
         let line = config.keys.lines.get(&key.name).copied().unwrap_or(1);
         let file = config.file.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
         let hint = e.hint().unwrap_or_default().to_owned();
@@ -139,15 +140,21 @@ fn stable(recipient: Arc<dyn Recipient>) -> Result<Arc<dyn Recipient>> {
 }
 
 /// A recipient, from its public form.
-pub(crate) fn recipient(text: &str) -> Result<Arc<dyn Recipient>> {
-    keys::parse_recipient(text).and_then(stable)
+pub(crate) fn recipient(config: &Config, text: &str) -> Result<Arc<dyn Recipient>> {
+    keys::parse_recipient_with(text, &http_options(config)?).and_then(stable)
+}
+
+/// Reads each of the recipients of a setting.
+fn each_recipient(config: &Config, setting: Option<&Setting<Vec<String>>>) -> Result<Vec<Arc<dyn Recipient>>> {
+    let http = http_options(config)?;
+    each(setting, |text| keys::parse_recipient_with(text, &http))
 }
 
 fn public_halves(config: &Config) -> Result<Vec<Arc<dyn Recipient>>> {
     let identities = age_identities(config)?;
     let mut halves: Vec<Arc<dyn Recipient>> =
         identities.iter().flat_map(AgeIdentity::recipients).map(|recipient| Arc::new(recipient) as _).collect();
-    halves.extend(each(config.identities.as_ref(), keys::parse_recipient)?);
+    halves.extend(each_recipient(config, config.identities.as_ref())?);
     Ok(halves)
 }
 
@@ -212,7 +219,7 @@ pub(crate) fn ended_alone(key: &Key) -> String {
 
 /// The recipients that are named by flag, environment or file.
 pub(crate) fn configured_recipients(config: &Config) -> Result<Vec<Arc<dyn Recipient>>> {
-    let mut recipients = each(config.recipients.as_ref(), keys::parse_recipient)?;
+    let mut recipients = each_recipient(config, config.recipients.as_ref())?;
     // Named twice, by a file for many hosts and a template say, is meant once.
     let mut seen = HashSet::new();
     recipients.retain(|recipient| seen.insert(recipient.describe()));
@@ -221,7 +228,8 @@ pub(crate) fn configured_recipients(config: &Config) -> Result<Vec<Arc<dyn Recip
 
 /// The identities that are named by flag, environment or file, and lie in none.
 pub(crate) fn configured_identities(config: &Config) -> Result<Vec<Arc<dyn Identity>>> {
-    each(config.identities.as_ref(), keys::parse_identity)
+    let http = http_options(config)?;
+    each(config.identities.as_ref(), |text| keys::parse_identity_with(text, &http))
 }
 
 /// Reads each of the texts of a setting; errors say where it came from.
@@ -265,7 +273,7 @@ pub(crate) fn identity_names(config: &Config) -> Vec<RecipientName> {
     let identities = age_identities(config).unwrap_or_default();
     let recipients = identities.iter().flat_map(AgeIdentity::recipients);
     let mut names: Vec<RecipientName> = recipients.map(|recipient| named(&recipient)).collect();
-    let elsewhere = each(config.identities.as_ref(), keys::parse_recipient).unwrap_or_default();
+    let elsewhere = each_recipient(config, config.identities.as_ref()).unwrap_or_default();
     names.extend(elsewhere.iter().map(|one| named(&**one)));
     if config.passphrase.is_some() {
         let (kind, recipient) = (passphrase::KIND.to_owned(), passphrase::KIND.to_owned());

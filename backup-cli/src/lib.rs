@@ -36,6 +36,7 @@ mod runtime;
 mod signing;
 mod small_file;
 mod stdio;
+mod stores;
 mod style;
 
 /// What every command works with.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::encrypt::DataKey;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{ObjectName, Purpose};
+use crate::http::HttpOptions;
 use crate::repository::layout::TargetName;
 
 pub mod age;
@@ -116,7 +117,15 @@ pub trait Identity: Send + Sync + fmt::Debug {
 /// # Errors
 /// `Config` when it is none, or of a kind that this build leaves out. Never repeats what it was given: people paste secrets by mistake.
 pub fn parse_recipient(text: &str) -> Result<Arc<dyn Recipient>> {
-    match parse_key_elsewhere(text)? {
+    parse_recipient_with(text, &HttpOptions::default())
+}
+
+/// [`parse_recipient`] for who does not reach key services in the usual way.
+///
+/// # Errors
+/// The same.
+pub fn parse_recipient_with(text: &str, http: &HttpOptions) -> Result<Arc<dyn Recipient>> {
+    match parse_key_elsewhere(text, http)? {
         Some(key) => Ok(key),
         None => Ok(Arc::new(text.parse::<age::AgeRecipient>()?)),
     }
@@ -128,7 +137,15 @@ pub fn parse_recipient(text: &str) -> Result<Arc<dyn Recipient>> {
 /// # Errors
 /// As those of [`parse_recipient`].
 pub fn parse_identity(text: &str) -> Result<Arc<dyn Identity>> {
-    match parse_key_elsewhere(text)? {
+    parse_identity_with(text, &HttpOptions::default())
+}
+
+/// [`parse_identity`] for who does not reach key services in the usual way.
+///
+/// # Errors
+/// The same.
+pub fn parse_identity_with(text: &str, http: &HttpOptions) -> Result<Arc<dyn Identity>> {
+    match parse_key_elsewhere(text, http)? {
         Some(key) => Ok(key),
         None => Err(Error::config("an identity that is not in a file is 'kms:arn:…' or 'pkcs11:…'")
             .with_hint("a secret key of age is named by its file, with --identity-file or BACKUP_IDENTITY_FILE")),
@@ -143,10 +160,11 @@ impl KeyElsewhere for kms::KmsKey {}
 impl KeyElsewhere for pkcs11::Pkcs11Key {}
 
 /// `None` for a text of another kind.
-fn parse_key_elsewhere(text: &str) -> Result<Option<Arc<dyn KeyElsewhere>>> {
+#[cfg_attr(not(feature = "kms"), expect(unused_variables, reason = "what is reached by HTTP is left out"))]
+fn parse_key_elsewhere(text: &str, http: &HttpOptions) -> Result<Option<Arc<dyn KeyElsewhere>>> {
     match kind_of(text) {
         #[cfg(feature = "kms")]
-        "kms" => Ok(Some(Arc::new(text.parse::<kms::KmsKey>()?))),
+        "kms" => Ok(Some(Arc::new(text.parse::<kms::KmsKey>()?.with_http_options(http)))),
         #[cfg(feature = "pkcs11")]
         "pkcs11" => Ok(Some(Arc::new(text.parse::<pkcs11::Pkcs11Key>()?))),
         #[cfg(not(feature = "kms"))]

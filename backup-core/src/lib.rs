@@ -105,7 +105,7 @@
 //! - `kms`: keys of AWS KMS (`keys::kms`).
 //! - `pkcs11`: keys on PKCS#11 tokens (`keys::pkcs11`); modules are loaded at run time.
 //!
-//! Both are off unless asked for. Local directories, S3 and memory are always there, with TLS by rustls and no OpenSSL. Any other
+//! Both are off unless asked for. Local directories, S3, Azure Blob, Google Cloud Storage and memory are always there, with TLS by rustls and no OpenSSL. Any other
 //! [`ObjectStore`](object_store::ObjectStore) can be brought along ([`Location::store`](repository::Location::store)).
 //!
 //! # Stability
@@ -121,6 +121,7 @@ mod durable;
 pub mod encrypt;
 pub mod error;
 pub mod format;
+pub mod http;
 pub mod keys;
 pub mod pipeline;
 pub mod postgres;

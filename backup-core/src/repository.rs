@@ -4,17 +4,22 @@
 //! the commit point is one object that is created once.
 
 mod aws_profile;
+mod azure;
 mod budget;
 mod catalog;
 pub mod census;
 pub mod copy;
 mod document;
+mod endpoint;
+pub(crate) mod environment;
 mod failure;
 mod fall_over;
+mod gcs;
 pub mod layout;
 mod local;
 mod location;
 mod put;
+mod remote;
 pub mod rewrap;
 pub(crate) mod rewraps;
 pub mod runs;
@@ -38,14 +43,16 @@ use crate::error::{Error, ErrorKind, Result, Stage};
 use document::Document;
 use location::Connection;
 
+pub use azure::AzureOptions;
 pub(crate) use budget::ByteBudget;
 pub use catalog::{Found, Listed};
 pub(crate) use catalog::{no_backup, unreadable};
 pub use failure::storage_error;
 pub use fall_over::{FallOver, FallOverCallback};
+pub use gcs::GcsOptions;
 pub use location::{LOCAL_PART_BYTES, Location, REMOTE_PART_BYTES};
 pub(crate) use put::is_taken;
-pub use s3::S3Options;
+pub use s3::{S3Checksum, S3Encryption, S3Options};
 pub use several::{LAG_DEFAULT, Member, Repositories};
 pub(crate) use several::{no_required, too_late};
 pub use trust::is_untrusted;

@@ -140,6 +140,24 @@ pub(crate) async fn any_range_can_be_read_alone(store: &Store) {
     }
 }
 
+pub(crate) async fn listings_begin_behind_their_offset(store: &Store) {
+    // Whether the log goes on behind a segment is asked so, and a wrong answer ends a recovery early.
+    let repository = &store.embedder.repository;
+    for name in ["a", "b/1", "b/2", "b/3", "c"] {
+        repository.put_once(&Path::from(format!("app/wal/{name}")), PutPayload::from_static(b"x")).await.unwrap();
+    }
+    let folder = Path::from("app/wal/b");
+    for (offset, expected) in [("1", &["2", "3"][..]), ("2", &["3"]), ("2x", &["3"]), ("9", &[])] {
+        let listing = repository.store().list_with_offset(Some(&folder), &folder.clone().join(offset));
+        let listed: Vec<_> = listing.try_collect().await.unwrap();
+        let mut names: Vec<String> = listed.iter().map(|meta| meta.location.to_string()).collect();
+        // Nothing is promised about their order: a directory has none.
+        names.sort();
+        let expected: Vec<String> = expected.iter().map(|name| format!("{folder}/{name}")).collect();
+        assert_eq!(names, expected, "behind {offset}");
+    }
+}
+
 pub(crate) async fn several_streams_of_several_volumes_come_back(store: &Store) {
     let streams = ["one", "two", "three"].map(|name| (name, Data::random(40_000, name).to_vec()));
     let mut backup = store.embedder.backup().details(serde_json::json!({ "who": "we" }));

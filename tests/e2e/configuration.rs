@@ -41,7 +41,7 @@ fn a_wrong_configuration_is_found_before_anything_is_touched() {
         ("level = 99\n", "99"),
         ("level = \"high\"\n", "backup.toml:1: "),
         ("recipients = [\"age1nonsense\"]\n[repository]\nurl = \"x\"\n", "age recipient"),
-        ("[repository]\nurl = \"gs://bucket\"\n", "Google"),
+        ("[repository]\nurl = \"gcs://bucket\"\n", "gs://"),
         ("not toml", "backup.toml"),
     ] {
         host.write("backup.toml", file);

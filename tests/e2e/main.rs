@@ -1,6 +1,7 @@
 //! The program with real parts: pipes, processes, PostgreSQL, S3, files.
 
 mod base_backup;
+mod clouds;
 mod cluster;
 mod commands;
 mod configuration;
@@ -25,6 +26,7 @@ mod secrecy;
 mod secrets;
 mod signatures;
 mod streams;
+mod transit;
 mod wal;
 mod wire;
 

@@ -2,14 +2,13 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::decoder::interpreter;
 use crate::host::Host;
+use crate::moto::Moto;
 
 /// The account of all keys.
 pub const ACCOUNT: &str = "123456789012";
@@ -18,19 +17,11 @@ pub const SECRET_KEY: &str = "kms/wJalrXUtnFEMI/K7MDENG+bPxRfiCYSECRET";
 /// The token of their session.
 pub const SESSION_TOKEN: &str = "IQoJb3JpZ2luX2VjEExampleSessionToken";
 
-/// Ends with its standard input: also when the test that started it is killed.
-const MOTO: &str = "\
-import os, sys, threading
-threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
-from moto.server import main
-main(['-p', '0'])";
-
 /// A running KMS. Dropping it ends it.
 #[derive(Debug)]
 pub struct Kms {
     address: SocketAddr,
-    moto: Child,
-    emulator: SocketAddr,
+    moto: Moto,
     shared: Arc<Mutex<Shared>>,
 }
 
@@ -73,14 +64,8 @@ impl Kms {
     /// # Panics
     /// When moto is not installed.
     pub fn start() -> Self {
-        let mut moto = Command::new(interpreter())
-            .args(["-c", MOTO])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("no python3; run: scripts/install-deps test");
-        let emulator = address_of(&mut moto);
+        let moto = Moto::start();
+        let emulator = moto.address();
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let shared = Arc::<Mutex<Shared>>::default();
@@ -92,12 +77,17 @@ impl Kms {
                 thread::spawn(move || drop(serve(client, emulator, &door)));
             }
         });
-        Self { address, moto, emulator, shared }
+        Self { address, moto, shared }
     }
 
     /// `http://127.0.0.1:port`.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Makes `host` a client with credentials.
@@ -135,15 +125,10 @@ impl Kms {
         let signed = format!(
             "AWS4-HMAC-SHA256 Credential=AKID/20261122/{region}/kms/aws4_request, SignedHeaders=host, Signature=0"
         );
-        let request = format!(
-            "POST / HTTP/1.1\r\nHost: kms\r\nConnection: close\r\nX-Amz-Target: TrentService.{action}\r\nAuthorization: {signed}\r\n\
-             Content-Type: application/x-amz-json-1.1\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
+        let headers = format!(
+            "X-Amz-Target: TrentService.{action}\r\nAuthorization: {signed}\r\nContent-Type: application/x-amz-json-1.1\r\n"
         );
-        let mut emulator = TcpStream::connect(self.emulator).expect("moto listens");
-        emulator.write_all(request.as_bytes()).expect("it can be asked");
-        let mut answer = String::new();
-        emulator.read_to_string(&mut answer).expect("it answers");
+        let answer = self.moto.ask("POST", "/", &headers, &body);
         let (_, body) = answer.split_once("\r\n\r\n").expect("it answers in HTTP");
         serde_json::from_str(body).unwrap_or(Value::Null)
     }
@@ -168,32 +153,8 @@ impl Kms {
     }
 }
 
-impl Drop for Kms {
-    fn drop(&mut self) {
-        let _ = self.moto.kill();
-        let _ = self.moto.wait();
-    }
-}
-
 fn arn(answer: &Value) -> String {
     format!("kms:{}", answer["KeyMetadata"]["Arn"].as_str().expect("a key"))
-}
-
-/// Waits until moto says where it listens, and goes on reading what it says: it would stop when the pipe is full.
-fn address_of(moto: &mut Child) -> SocketAddr {
-    let mut said = BufReader::new(moto.stderr.take().expect("it is piped"));
-    let mut all = String::new();
-    loop {
-        let mut line = String::new();
-        let len = said.read_line(&mut line).expect("it is text");
-        assert!(len > 0, "moto does not start; run: scripts/install-deps test\n{all}");
-        if let Some((_, address)) = line.split_once("Running on http://") {
-            let address = address.trim().parse().expect("an address");
-            thread::spawn(move || io::copy(&mut said, &mut io::sink()));
-            return address;
-        }
-        all.push_str(&line);
-    }
 }
 
 /// One request, and the answer to it.

@@ -1,10 +1,10 @@
 //! An S3 server in this process, on a port of its own: it checks signatures and conditions, remembers requests, and fails on demand.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -18,6 +18,8 @@ use hyper::http::response::Parts;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use object_store::aws::{AwsAuthorizer, AwsCredential};
+use object_store::client::HttpRequestBody;
 use s3s::auth::SimpleAuth;
 use s3s::host::{S3Host, VirtualHost};
 use s3s::service::{S3Service, S3ServiceBuilder};
@@ -26,6 +28,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::task::{JoinHandle, JoinSet};
 
+use crate::gcs;
 use crate::host::{Host, files_below};
 use crate::sts::{SESSION_ACCESS_KEY, SESSION_SECRET_KEY, SESSION_TOKEN};
 
@@ -58,6 +61,9 @@ struct Shared {
     reading: AtomicUsize,
     reading_max: AtomicUsize,
     root: PathBuf,
+    /// Requests are Google's.
+    google: bool,
+    demands_checksums: AtomicBool,
     /// The store beneath looks first and writes then; with this in between, of two creators one wins.
     creating: tokio::sync::Mutex<()>,
     /// Held by a request that is throttled.
@@ -175,15 +181,26 @@ impl Rule {
 impl S3 {
     /// Starts a server.
     pub fn start() -> Self {
+        Self::with(false)
+    }
+
+    /// A server that is spoken to as [`gcs`](crate::gcs) translates it. It asks for no signature.
+    pub(crate) fn for_google() -> Self {
+        Self::with(true)
+    }
+
+    fn with(google: bool) -> Self {
         let root = tempfile::Builder::new().prefix("backup-test-s3.").tempdir().expect("a temporary directory");
         std::fs::create_dir(root.path().join(BUCKET)).expect("a bucket");
         let mut service = S3ServiceBuilder::new(s3s_fs::FileSystem::new(root.path()).expect("a directory to serve"));
         let mut auth = SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY);
         auth.register(SESSION_ACCESS_KEY.into(), SESSION_SECRET_KEY.into());
-        service.set_auth(auth);
+        if !google {
+            service.set_auth(auth);
+        }
         service.set_host(BucketInHost);
         let (service, shared) =
-            (service.build(), Arc::new(Shared { root: root.path().to_owned(), ..Shared::default() }));
+            (service.build(), Arc::new(Shared { root: root.path().to_owned(), google, ..Shared::default() }));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -226,12 +243,12 @@ impl S3 {
 
     /// Makes `host` a client, with credentials, and its repository a prefix of the bucket.
     pub fn serve(&self, host: &mut Host) {
-        host.set("BACKUP_REPO", format!("s3://{BUCKET}/some/prefix"));
-        host.set("AWS_ENDPOINT_URL", self.endpoint());
-        host.set("AWS_ACCESS_KEY_ID", ACCESS_KEY);
-        host.set("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
-        host.set("AWS_REGION", "eu-central-1");
-        host.set("AWS_EC2_METADATA_DISABLED", "true");
+        serve_at(&self.endpoint(), BUCKET, host);
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// The keys of all objects but the records of runs.
@@ -273,6 +290,11 @@ impl S3 {
     /// Whether any rule has struck.
     pub fn has_struck(&self) -> bool {
         lock(&self.shared.rules).iter().any(|rule| rule.struck > 0)
+    }
+
+    /// From now on, as AWS does it where a bucket has a default retention, no object is taken without its checksum.
+    pub fn demand_checksums(&self) {
+        self.shared.demands_checksums.store(true, Ordering::Relaxed);
     }
 
     /// All goes well again; not every rule must have struck.
@@ -342,13 +364,13 @@ async fn serve(stream: TcpStream, service: S3Service, shared: Arc<Shared>) {
 impl Shared {
     async fn answer(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         service: S3Service,
         socket: &OwnedFd,
     ) -> io::Result<Response<Body>> {
         let recorded = record(&request);
         let fault = lock(&self.rules).iter_mut().find_map(|rule| rule.strikes(&recorded).then_some(rule.fault));
-        let (ranged, creates, len) = (recorded.is_ranged(), recorded.headers.contains_key(IF_NONE_MATCH), recorded.len);
+        let (ranged, len) = (recorded.is_ranged(), recorded.len);
         lock(&self.requests).push(recorded);
         match fault {
             Some(Fault::Reset) => return Err(reset(socket)),
@@ -368,22 +390,34 @@ impl Shared {
         if uses_session(request.headers())
             && request.headers().get("x-amz-security-token").is_none_or(|t| t != SESSION_TOKEN)
         {
-            let body =
-                "<Error><Code>InvalidToken</Code><Message>The session token is missing or wrong</Message></Error>";
-            return Response::builder().status(403).body(whole(body.into())).map_err(io::Error::other);
+            return refused(403, "InvalidToken", "The session token is missing or wrong");
+        }
+        if self.google
+            && let Err((status, code, why)) = gcs::into_s3(&mut request)
+        {
+            request.into_body().collect().await.map_err(io::Error::other)?;
+            return refused(status, code, why);
+        }
+        if self.demands_checksums.load(Ordering::Relaxed) && is_put_without_checksum(&request) {
+            request.into_body().collect().await.map_err(io::Error::other)?;
+            let why = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object Lock parameters";
+            return refused(400, "InvalidRequest", why);
         }
         // The store beneath would make the bucket.
         if !self.root.join(bucket_of(&request)).is_dir() {
-            let body = "<Error><Code>NoSuchBucket</Code><Message>The bucket does not exist</Message></Error>";
-            return Response::builder().status(404).body(whole(body.into())).map_err(io::Error::other);
+            return refused(404, "NoSuchBucket", "The bucket does not exist");
         }
+        let creates = request.headers().contains_key(IF_NONE_MATCH);
         let _creating = if creates { Some(self.creating.lock().await) } else { None };
         let reading = ranged.then(|| Reading::begin(self));
         if matches!(fault, Some(Fault::IgnoreCondition)) {
             // The condition is signed and cannot be taken out of the request, but it can be met.
             let _ = std::fs::remove_file(self.root.join(request.uri().path().trim_start_matches('/')));
         }
-        let response = perform(&service, request).await?;
+        let mut response = perform(&service, request).await?;
+        if self.google {
+            gcs::from_s3(&mut response);
+        }
         drop(reading);
         match fault {
             Some(Fault::LoseAnswer) => Err(reset(socket)),
@@ -393,6 +427,76 @@ impl Shared {
             _ => Ok(response),
         }
     }
+}
+
+fn is_put_without_checksum<B>(request: &Request<B>) -> bool {
+    let is_checksum = |name: &str| name == "content-md5" || name.starts_with("x-amz-checksum-");
+    request.method() == "PUT" && !request.headers().keys().any(|name| is_checksum(name.as_str()))
+}
+
+fn refused(status: u16, code: &str, why: &str) -> io::Result<Response<Body>> {
+    let body = format!("<Error><Code>{code}</Code><Message>{why}</Message></Error>");
+    Response::builder().status(status).body(whole(body.into())).map_err(io::Error::other)
+}
+
+/// Makes `host` a client of an S3 server, with credentials, and its repository a prefix of `bucket`.
+pub fn serve_at(endpoint: &str, bucket: &str, host: &mut Host) {
+    host.set("BACKUP_REPO", format!("s3://{bucket}/some/prefix"));
+    host.set("AWS_ENDPOINT_URL", endpoint);
+    host.set("AWS_ACCESS_KEY_ID", ACCESS_KEY);
+    host.set("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
+    host.set("AWS_REGION", "us-east-1");
+    host.set("AWS_EC2_METADATA_DISABLED", "true");
+}
+
+/// Makes a bucket; whether the server made it. It may not listen yet.
+pub fn make_bucket(server: SocketAddr, bucket: &str) -> bool {
+    ask(server, "PUT", &format!("/{bucket}")).is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+}
+
+/// Makes a signed request without a body; all that is answered.
+///
+/// # Errors
+/// When nobody answers.
+///
+/// # Panics
+/// When it cannot be signed.
+pub fn ask(server: SocketAddr, method: &str, target: &str) -> io::Result<String> {
+    ask_with(server, method, target, &[], "")
+}
+
+/// The same with headers and a body.
+///
+/// # Errors
+/// When nobody answers.
+///
+/// # Panics
+/// When it cannot be signed.
+pub fn ask_with(
+    server: SocketAddr,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> io::Result<String> {
+    let credential = AwsCredential { key_id: ACCESS_KEY.to_owned(), secret_key: SECRET_KEY.to_owned(), token: None };
+    let request = Request::builder().method(method).uri(format!("http://{server}{target}"));
+    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+    let mut request = request.body(HttpRequestBody::from(body.to_owned())).expect("a request");
+    AwsAuthorizer::new(&credential, "s3", "us-east-1").try_authorize(&mut request, None).expect("it can be signed");
+    let len = body.len();
+    let mut text = format!("{method} {target} HTTP/1.1\r\nConnection: close\r\nContent-Length: {len}\r\n");
+    if !request.headers().contains_key(HOST) {
+        text += &format!("Host: {server}\r\n");
+    }
+    for (name, value) in request.headers() {
+        text += &format!("{name}: {}\r\n", value.to_str().expect("text"));
+    }
+    let mut stream = std::net::TcpStream::connect(server)?;
+    stream.write_all(format!("{text}\r\n{body}").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// Whether a request is signed with the session's key.

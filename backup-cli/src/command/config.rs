@@ -13,7 +13,7 @@ use crate::args::ConfigAction;
 use crate::config::{Config, Origin, RepositorySetting, Setting};
 use crate::exit::Exit;
 use crate::output::table;
-use crate::{App, keys, signing};
+use crate::{App, keys, signing, stores};
 
 use super::describe::time;
 use super::repositories;
@@ -49,6 +49,7 @@ pub(crate) async fn run(app: &App, action: &ConfigAction) -> Result<Exit> {
 /// Resolves all that can be resolved without a request: addresses, keys, files.
 async fn check(app: &App) -> Result<Exit> {
     repositories(&app.config)?;
+    stores::http_options(&app.config)?.check()?;
     keys::configured_recipients(&app.config)?;
     keys::policy_recipients(&app.config)?;
     keys::age_identities(&app.config)?;
@@ -113,9 +114,29 @@ fn entries(config: &Config) -> Vec<Entry> {
     };
     let mut all = repository_entries(config);
     all.extend([
-        plain("repository.s3.endpoint", config.s3.endpoint.as_ref()).or("the AWS profile's, or AWS itself"),
-        plain("repository.s3.region", config.s3.region.as_ref()).or("the AWS profile's, or us-east-1"),
-        plain("repository.s3.path_style", config.s3.path_style.as_ref()).or("true with an endpoint of one's own"),
+        plain("repository.s3.endpoint", config.stores.s3.endpoint.as_ref()).or("the AWS profile's, or AWS itself"),
+        plain("repository.s3.region", config.stores.s3.region.as_ref()).or("the AWS profile's, or us-east-1"),
+        plain("repository.s3.path_style", config.stores.s3.path_style.as_ref())
+            .or("true with an endpoint of one's own"),
+        plain("repository.s3.sse", config.stores.s3.sse.as_ref()).or("as the bucket is set"),
+        plain("repository.s3.sse_kms_key_id", config.stores.s3.sse_kms_key_id.as_ref()),
+        plain("repository.s3.sse_bucket_key", config.stores.s3.sse_bucket_key.as_ref()),
+        plain("repository.s3.storage_class", config.stores.s3.storage_class.as_ref()).or("as the bucket is set"),
+        plain("repository.s3.checksum", config.stores.s3.checksum.as_ref())
+            .or("crc64nvme at AWS and without TLS, else none"),
+        plain("repository.s3.request_payer", config.stores.s3.request_payer.as_ref()).or("false"),
+        plain("repository.azure.account", config.stores.azure.account.as_ref()),
+        plain("repository.azure.endpoint", config.stores.azure.endpoint.as_ref()).or("that of the account"),
+        plain("repository.azure.storage_class", config.stores.azure.storage_class.as_ref()).or("as the account is set"),
+        plain("repository.gcs.endpoint", config.stores.gcs.endpoint.as_ref()).or("https://storage.googleapis.com"),
+        plain("repository.gcs.storage_class", config.stores.gcs.storage_class.as_ref()).or("as the bucket is set"),
+        plain("http.ssl_min_protocol_version", config.http.ssl_min_protocol_version.as_ref()).or("TLSv1.3"),
+        entry("http.ca_file", config.http.ca_file.as_ref(), |path| path.display().to_string()),
+        // One with a password is refused, but not here.
+        entry("http.proxy", config.http.proxy.as_ref(), |proxy| {
+            if proxy.contains('@') { "…" } else { proxy }.to_owned()
+        })
+        .or("that of the environment"),
         recipients,
         entry("identity_files", config.identity_files.as_ref(), files),
         entry("identities", config.identities.as_ref(), names),

@@ -54,6 +54,8 @@ pub(crate) struct Values {
     pub(crate) targets: TargetTables,
     #[serde(default)]
     pub(crate) keys: KeyTables,
+    #[serde(default)]
+    pub(crate) http: Http,
 }
 
 /// `[repository]`, or one of `[repositories.NAME]`.
@@ -65,6 +67,10 @@ pub(crate) struct Repository {
     pub(crate) required: Option<Spanned<bool>>,
     #[serde(default)]
     pub(crate) s3: S3,
+    #[serde(default)]
+    pub(crate) azure: Azure,
+    #[serde(default)]
+    pub(crate) gcs: Gcs,
 }
 
 /// `[repository.s3]`.
@@ -75,6 +81,38 @@ pub(crate) struct S3 {
     pub(crate) region: Option<Spanned<String>>,
     pub(crate) path_style: Option<Spanned<bool>>,
     pub(crate) profile: Option<Spanned<String>>,
+    pub(crate) sse: Option<Spanned<String>>,
+    pub(crate) sse_kms_key_id: Option<Spanned<String>>,
+    pub(crate) sse_bucket_key: Option<Spanned<bool>>,
+    pub(crate) storage_class: Option<Spanned<String>>,
+    pub(crate) checksum: Option<Spanned<String>>,
+    pub(crate) request_payer: Option<Spanned<bool>>,
+}
+
+/// `[repository.azure]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Azure {
+    pub(crate) account: Option<Spanned<String>>,
+    pub(crate) endpoint: Option<Spanned<String>>,
+    pub(crate) storage_class: Option<Spanned<String>>,
+}
+
+/// `[repository.gcs]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Gcs {
+    pub(crate) endpoint: Option<Spanned<String>>,
+    pub(crate) storage_class: Option<Spanned<String>>,
+}
+
+/// `[http]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Http {
+    pub(crate) ssl_min_protocol_version: Option<Spanned<String>>,
+    pub(crate) ca_file: Option<Spanned<PathBuf>>,
+    pub(crate) proxy: Option<Spanned<String>>,
 }
 
 impl ConfigFile {
@@ -220,7 +258,7 @@ mod tests {
         );
         assert_eq!(
             refused("[repository]\nzzz = 1\n"),
-            "backup.toml:2: unknown key 'zzz' | known keys here are url, required, s3"
+            "backup.toml:2: unknown key 'zzz' | known keys here are url, required, s3, azure, gcs"
         );
     }
 

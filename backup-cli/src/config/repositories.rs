@@ -6,7 +6,8 @@ use backup_core::repository::Location;
 use backup_core::{Error, Result};
 
 use super::file::{self, ConfigFile};
-use super::{Layers, Names, Origin, S3, Setting, list};
+use super::stores::Stores;
+use super::{Layers, Names, Origin, Setting, list};
 use crate::args::Globals;
 
 /// A repository that is used.
@@ -17,7 +18,7 @@ pub(crate) struct RepositorySetting {
     pub(crate) url: Setting<String>,
     /// Whether everything must be in it.
     pub(crate) required: bool,
-    pub(crate) s3: S3,
+    pub(crate) stores: Stores,
 }
 
 /// Which repositories are used.
@@ -80,7 +81,7 @@ impl RepositorySettings {
                         name: None,
                         url: Setting { value: given.clone(), origin: origin.clone() },
                         required: true,
-                        s3: S3::merge(layers, &globals.s3, Table::Only)?,
+                        stores: Stores::merge(layers, globals, Table::Only)?,
                     })),
                 })
                 .collect::<Result<Vec<_>>>()?,
@@ -144,7 +145,7 @@ fn from_table(layers: &Layers<'_>, globals: &Globals, table: Table<'_>) -> Resul
         name: table.name().map(str::to_owned),
         url: Setting { value, origin },
         required: values.required.as_ref().is_none_or(|required| *required.as_ref()),
-        s3: S3::merge(layers, &globals.s3, table)?,
+        stores: Stores::merge(layers, globals, table)?,
     }))
 }
 

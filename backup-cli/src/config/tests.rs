@@ -55,8 +55,8 @@ fn several_repositories_come_in_the_order_of_the_file_and_each_is_reached_as_its
     assert_eq!(addresses(&config), ["s3://a/p", "/etc/backup/archive", "s3://c"]);
     let all = config.repositories().unwrap();
     assert_eq!(all.iter().map(|r| r.required).collect::<Vec<_>>(), [true, false, true]);
-    let endpoint = |i: usize| seen(all[i].s3.endpoint.as_ref()).map(|(endpoint, _)| endpoint);
-    let region = |i: usize| seen(all[i].s3.region.as_ref()).map(|(region, _)| region);
+    let endpoint = |i: usize| seen(all[i].stores.s3.endpoint.as_ref()).map(|(endpoint, _)| endpoint);
+    let region = |i: usize| seen(all[i].stores.s3.region.as_ref()).map(|(region, _)| region);
     assert_eq!(endpoint(0).as_deref(), Some("https://primary"));
     assert_eq!(region(0).as_deref(), Some("eu-1"));
     // Credentials of its own come with all the rest.

@@ -20,6 +20,7 @@ use url::Url;
 use super::{EncryptionContext, Identity, Recipient, Wrap};
 use crate::encrypt::DataKey;
 use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::http::HttpOptions;
 use arn::Arn;
 use client::Kms;
 
@@ -40,7 +41,7 @@ const BLOB_LEN_MAX: usize = 6144;
 /// As an identity, a multi-Region key (`mrk-…`) opens what its replicas in other regions wrapped; and an alias, which may have moved on since,
 /// stands for every key of its account and region.
 ///
-/// Nothing is asked before the first use. A request has 30 s, retries included.
+/// [`with_http_options`](Self::with_http_options) says how HTTP is spoken. Nothing is asked before the first use. A request has 30 s, retries included.
 #[derive(Clone)]
 pub struct KmsKey(Arc<Inner>);
 
@@ -67,7 +68,7 @@ impl FromStr for KmsKey {
             Some(Some(("endpoint", url))) => Some(client::parse_endpoint(url)?),
             Some(_) => return Err(refused("'endpoint' is all that can follow the question mark".to_owned())),
         };
-        let kms = Kms::new(arn.region.clone(), endpoint.clone());
+        let kms = Kms::new(arn.region.clone(), endpoint.clone(), HttpOptions::default());
         Ok(Self(Arc::new(Inner { arn, endpoint, kms })))
     }
 }
@@ -87,6 +88,14 @@ impl fmt::Debug for KmsKey {
 }
 
 impl KmsKey {
+    /// The same key, reached in another way. What is remembered of KMS, such as connections, is not taken along.
+    #[must_use]
+    pub fn with_http_options(&self, http: &HttpOptions) -> Self {
+        let Inner { arn, endpoint, .. } = &*self.0;
+        let kms = Kms::new(arn.region.clone(), endpoint.clone(), http.clone());
+        Self(Arc::new(Inner { arn: arn.clone(), endpoint: endpoint.clone(), kms }))
+    }
+
     /// Which key to ask for, if this one opens what `wrapped_for` wrapped.
     fn to_ask_for(&self, wrapped_for: &Arn) -> Option<Arn> {
         let own = &self.0.arn;

@@ -7,11 +7,13 @@ use std::io;
 use object_store::client::{HttpError, HttpErrorKind};
 
 use crate::error::{Error, ErrorKind, Stage};
+use crate::http::{TlsFailure, tls_failure};
 
 /// How much of a store's own message is repeated.
 const MESSAGE_LEN_MAX: usize = 200;
 
-/// Translates an object store's error; `what` says what failed, as in "cannot read s3://bucket/app/repository.json".
+/// Translates an object store's error; `what` says what failed, as in "cannot read s3://bucket/app/repository.json". The address in it says whose
+/// credentials a hint is about.
 ///
 /// | kind | when | exit code of the command |
 /// |---|---|---|
@@ -23,8 +25,10 @@ const MESSAGE_LEN_MAX: usize = 200;
 /// Only the status, the error code and the message of an answer are repeated: its other fields hold the string
 /// that was signed, and the addresses of credential services hold tokens. The stage is [`Stage::Catalog`]; change it with [`Error::at`].
 pub fn storage_error(error: object_store::Error, what: impl fmt::Display) -> Error {
+    let what = what.to_string();
     let failure = Failure::of(&error);
     let (kind, why, hint) = failure.judge(&error);
+    let hint = if hint == Some(CREDENTIALS_HINT) { Some(credentials_hint(&what)) } else { hint };
     let mut out = Error::new(kind, Stage::Catalog, format!("{what}: {why}"));
     if let Some(detail) = failure.detail() {
         out = out.with_source(detail);
@@ -56,6 +60,7 @@ struct Failure {
     /// `<Message>` of an S3 error.
     message: Option<String>,
     transport: Option<HttpErrorKind>,
+    tls: Option<TlsFailure>,
     io: Option<(io::ErrorKind, String)>,
     /// The last error of the chain.
     root: String,
@@ -68,9 +73,25 @@ type Judgement = (ErrorKind, String, Option<&'static str>);
 const CREDENTIALS_HINT: &str = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN), or AWS_PROFILE with \
      ~/.aws/credentials; and that they are allowed to list, read and write this prefix";
 
+fn credentials_hint(what: &str) -> &'static str {
+    if what.contains("az://") {
+        "check AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT with AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN, or the identity's \
+         role: Storage Blob Data Contributor on the container"
+    } else if what.contains("gs://") {
+        "check GOOGLE_APPLICATION_CREDENTIALS, or run 'gcloud auth application-default login'; and that the account has the roles Storage Object \
+         Creator and Storage Object Viewer on the bucket"
+    } else {
+        CREDENTIALS_HINT
+    }
+}
+
+/// Services of cloud machines that hand out credentials.
+const METADATA_SERVICES: [&str; 3] =
+    ["http://169.254.169.254/", "http://169.254.170.2/", "http://metadata.google.internal/"];
+
 impl Failure {
     fn of(error: &object_store::Error) -> Self {
-        let mut out = Self::default();
+        let mut out = Self { tls: tls_failure(error), ..Self::default() };
         let mut next: Option<&(dyn StdError + 'static)> = Some(error);
         while let Some(error) = next {
             let text = error.to_string();
@@ -88,8 +109,7 @@ impl Failure {
             if let Some(e) = error.downcast_ref::<io::Error>() {
                 out.io = Some((e.kind(), text.clone()));
             }
-            out.metadata_service |=
-                ["http://169.254.169.254/", "http://169.254.170.2/"].iter().any(|a| text.contains(a));
+            out.metadata_service |= METADATA_SERVICES.iter().any(|address| text.contains(address));
             out.root = text;
             next = error.source();
         }
@@ -117,12 +137,19 @@ impl Failure {
             return (ErrorKind::Config, "no credentials were found".to_owned(), Some(CREDENTIALS_HINT));
         }
         match self.code.as_deref() {
-            Some("NoSuchBucket") => {
+            Some("NoSuchBucket" | "ContainerNotFound" | "ContainerBeingDeleted") => {
                 let hint = "create the bucket first, or correct its name, the region or the endpoint";
                 return (ErrorKind::Config, "the bucket does not exist".to_owned(), Some(hint));
             }
-            Some("SlowDown" | "RequestTimeout" | "ServiceUnavailable" | "InternalError") => {
+            Some(
+                "SlowDown" | "RequestTimeout" | "ServiceUnavailable" | "InternalError" | "ServerBusy"
+                | "OperationTimedOut",
+            ) => {
                 return (ErrorKind::Unavailable, format!("the store is overloaded ({})", answer()), None);
+            }
+            Some("InvalidStorageClass") => {
+                let hint = "correct storage_class in the configuration, or --storage-class: classes are those of the store's provider";
+                return (ErrorKind::Config, format!("the store has no such storage class ({})", answer()), Some(hint));
             }
             Some("RequestTimeTooSkewed") => {
                 let hint = "set this machine's clock: signatures are only good for some minutes";
@@ -133,6 +160,12 @@ impl Failure {
                 return (ErrorKind::Config, format!("wrong region ({})", answer()), Some(hint));
             }
             _ => {}
+        }
+        if self.wants_checksum() {
+            let hint =
+                "set checksum = \"crc64nvme\", or \"sha256\" for stores that do not know that, in [repository.s3]";
+            let why = format!("the bucket demands a checksum, as with Object Lock ({})", answer());
+            return (ErrorKind::Config, why, Some(hint));
         }
         match (error, self.status) {
             (_, Some(401 | 403)) | (E::PermissionDenied { .. } | E::Unauthenticated { .. }, _) => {
@@ -150,8 +183,12 @@ impl Failure {
             let hint = "set the bucket's own region: AWS_REGION, or 'region' in the configuration";
             return (ErrorKind::Config, "redirected, which means a wrong region".to_owned(), Some(hint));
         }
+        if let Some(tls) = self.tls {
+            let (why, hint) = tls.explain();
+            return (ErrorKind::Config, why.to_owned(), Some(hint));
+        }
         if let Some(kind) = self.transport {
-            return self.judge_transport(kind);
+            return Self::judge_transport(kind);
         }
         match &self.io {
             Some((kind, text)) => judge_io(*kind, text),
@@ -159,12 +196,13 @@ impl Failure {
         }
     }
 
-    fn judge_transport(&self, kind: HttpErrorKind) -> Judgement {
-        // A certificate that is not trusted stays so; hyper reports it as a failure to connect.
-        if self.root.contains("certificate") {
-            let hint = "the endpoint's certificate must be issued by an authority that this machine trusts";
-            return (ErrorKind::Config, "the server's certificate is not trusted".to_owned(), Some(hint));
-        }
+    /// Buckets with a default retention take no object whose digest does not come with it.
+    fn wants_checksum(&self) -> bool {
+        let message = self.message.as_deref().unwrap_or_default();
+        self.status == Some(400) && ["Content-MD5", "x-amz-checksum"].iter().any(|header| message.contains(header))
+    }
+
+    fn judge_transport(kind: HttpErrorKind) -> Judgement {
         let what = match kind {
             HttpErrorKind::Connect => "could not connect",
             HttpErrorKind::Timeout => "no answer in time",
@@ -314,6 +352,29 @@ mod tests {
         let error =
             storage_error(store("no-such-host.invalid").get(&Path::from("x")).await.unwrap_err(), "cannot read x");
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn each_provider_s_errors_are_understood_and_its_own_variables_named() {
+        for (status, code, kind, what) in [
+            ("404 Not Found", "ContainerNotFound", ErrorKind::Config, "the bucket does not exist"),
+            ("503 Busy", "ServerBusy", ErrorKind::Unavailable, "503 ServerBusy"),
+            ("403 Forbidden", "AuthorizationPermissionMismatch", ErrorKind::Config, "403 AuthorizationPermission"),
+        ] {
+            let error = after_answer(status, &xml(code)).await;
+            assert_eq!(error.kind(), kind, "{error}");
+            assert!(error.to_string().contains(what), "{error}");
+        }
+        for (what, variable) in [("write az://c/x", "AZURE_"), ("write gs://b/x", "GOOGLE_"), ("write s3://b", "AWS_")]
+        {
+            let source = "no".into();
+            let error = storage_error(object_store::Error::PermissionDenied { path: "x".to_owned(), source }, what);
+            assert!(error.hint().unwrap().contains(variable), "{error:?}");
+        }
+        let body = "<Error><Code>InvalidRequest</Code><Message>Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object \
+                    requests with Object Lock parameters</Message></Error>";
+        let error = after_answer("400 Bad Request", body).await;
+        assert!(error.kind() == ErrorKind::Config && error.hint().unwrap().contains("checksum"), "{error:?}");
     }
 
     #[test]

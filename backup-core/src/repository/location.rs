@@ -11,12 +11,17 @@ use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use url::Url;
 
+use super::azure::{self, AzureOptions};
+use super::environment::environment;
+use super::gcs::{self, GcsOptions};
 use super::local::LocalStore;
+use super::remote::{RemoteStore, check_storage_class};
 use super::s3::{self, S3Options};
 use super::storage_error;
 use crate::durable;
 use crate::encrypt::signature::Signer;
 use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::http::HttpOptions;
 
 /// The size of parts for stores that are reached over a network: small enough to hold several in memory, large enough
 /// that requests cost nothing beside their bytes. With 10,000 parts in an object, which is S3's limit, a volume of 78 GiB.
@@ -27,20 +32,30 @@ pub const LOCAL_PART_BYTES: usize = 1024 * 1024;
 
 /// Where a repository is: a directory, a bucket, or an object store that an embedder brings.
 ///
-/// Parsed from `/path`, `relative/path`, `file:///path`, `s3://bucket[/prefix]`, or `memory:` (a new, empty store with each parse).
+/// Parsed from `/path`, `relative/path`, `file:///path`, `s3://bucket[/prefix]`, `az://container[/prefix]`, `gs://bucket[/prefix]`, or `memory:`
+/// (a new, empty store with each parse).
 /// Prints as an address, without secrets.
 #[derive(Clone)]
 pub struct Location {
     place: Place,
     name: String,
     trusted: Vec<Signer>,
+    http: HttpOptions,
 }
 
 #[derive(Clone)]
 enum Place {
     Directory(PathBuf),
-    S3 { bucket: String, prefix: Path, options: S3Options },
+    Bucket { bucket: String, prefix: Path, provider: Provider },
     Store { store: Arc<dyn ObjectStore>, part_bytes: usize },
+}
+
+/// Whose bucket, or container, it is.
+#[derive(Clone)]
+enum Provider {
+    S3(S3Options),
+    Azure(AzureOptions),
+    Gcs(GcsOptions),
 }
 
 /// A store, ready for requests, and how large its parts should be.
@@ -52,8 +67,16 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    fn remote(store: Arc<dyn ObjectStore>, part_bytes: usize) -> Self {
+    fn remote(store: impl ObjectStore, storage_class: Option<&str>, part_bytes: usize) -> Self {
+        let store = Arc::new(RemoteStore::new(store, storage_class.map(str::to_owned)));
         Self { store, part_bytes, publishes_once: false }
+    }
+
+    fn bucket(store: impl ObjectStore, prefix: &Path, storage_class: Option<&str>) -> Self {
+        if prefix.as_ref().is_empty() {
+            return Self::remote(store, storage_class, REMOTE_PART_BYTES);
+        }
+        Self::remote(PrefixStore::new(store, prefix.clone()), storage_class, REMOTE_PART_BYTES)
     }
 }
 
@@ -63,13 +86,17 @@ impl Location {
         let path = path.as_ref();
         let path = std::path::absolute(path)
             .map_err(|e| Error::config(format!("'{}' is not a usable path", path.display())).with_source(e))?;
-        Ok(Self { name: path.display().to_string(), place: Place::Directory(path), trusted: Vec::new() })
+        Ok(Self::at(path.display().to_string(), Place::Directory(path)))
     }
 
     /// An object store of the caller's own, called `name` in messages. Parts are sent in `part_bytes`, such as [`REMOTE_PART_BYTES`].
     /// Wrap the store in a [`PrefixStore`] when the repository is below a prefix.
     pub fn store(store: Arc<dyn ObjectStore>, name: impl Into<String>, part_bytes: usize) -> Self {
-        Self { place: Place::Store { store, part_bytes }, name: name.into(), trusted: Vec::new() }
+        Self::at(name.into(), Place::Store { store, part_bytes })
+    }
+
+    fn at(name: String, place: Place) -> Self {
+        Self { place, name, trusted: Vec::new(), http: HttpOptions::default() }
     }
 
     /// A new, empty store in memory; clones share it.
@@ -80,9 +107,34 @@ impl Location {
     /// Replaces how S3 is reached; changes nothing when this is not S3.
     #[must_use]
     pub fn with_s3_options(mut self, s3_options: S3Options) -> Self {
-        if let Place::S3 { options, .. } = &mut self.place {
+        if let Place::Bucket { provider: Provider::S3(options), .. } = &mut self.place {
             *options = s3_options;
         }
+        self
+    }
+
+    /// Replaces how Azure Blob Storage is reached; changes nothing when this is not there.
+    #[must_use]
+    pub fn with_azure_options(mut self, azure_options: AzureOptions) -> Self {
+        if let Place::Bucket { provider: Provider::Azure(options), .. } = &mut self.place {
+            *options = azure_options;
+        }
+        self
+    }
+
+    /// Replaces how Google Cloud Storage is reached; changes nothing when this is not there.
+    #[must_use]
+    pub fn with_gcs_options(mut self, gcs_options: GcsOptions) -> Self {
+        if let Place::Bucket { provider: Provider::Gcs(options), .. } = &mut self.place {
+            *options = gcs_options;
+        }
+        self
+    }
+
+    /// Replaces how HTTP is spoken to a bucket; changes nothing for other places.
+    #[must_use]
+    pub fn with_http_options(mut self, http: HttpOptions) -> Self {
+        self.http = http;
         self
     }
 
@@ -101,7 +153,7 @@ impl Location {
     pub fn as_directory(&self) -> Option<&FilePath> {
         match &self.place {
             Place::Directory(path) => Some(path),
-            Place::S3 { .. } | Place::Store { .. } => None,
+            Place::Bucket { .. } | Place::Store { .. } => None,
         }
     }
 
@@ -127,17 +179,32 @@ impl Location {
                     .map_err(|e| storage_error(e, format!("cannot open {}", path.display())).at(Stage::Setup))?;
                 Ok(Connection { store: Arc::new(store), part_bytes: LOCAL_PART_BYTES, publishes_once: true })
             }
-            Place::S3 { bucket, prefix, options } => {
-                let s3 = s3::connect(bucket, options, &s3::environment()).map_err(|e| e.at(Stage::Setup))?;
-                let store: Arc<dyn ObjectStore> = if prefix.as_ref().is_empty() {
-                    Arc::new(s3)
-                } else {
-                    Arc::new(PrefixStore::new(s3, prefix.clone()))
-                };
-                Ok(Connection::remote(store, REMOTE_PART_BYTES))
+            Place::Bucket { bucket, prefix, provider } => {
+                self.connect_bucket(bucket, prefix, provider).map_err(|e| e.at(Stage::Setup))
             }
-            Place::Store { store, part_bytes } => Ok(Connection::remote(Arc::clone(store), *part_bytes)),
+            Place::Store { store, part_bytes } => Ok(Connection::remote(Arc::clone(store), None, *part_bytes)),
         }
+    }
+
+    fn connect_bucket(&self, bucket: &str, prefix: &Path, provider: &Provider) -> Result<Connection> {
+        let (http, environment) = (&self.http, environment());
+        let class = match provider {
+            Provider::S3(options) => options.storage_class.as_deref(),
+            Provider::Azure(options) => options.storage_class.as_deref(),
+            Provider::Gcs(options) => options.storage_class.as_deref(),
+        };
+        class.map(check_storage_class).transpose()?;
+        Ok(match provider {
+            Provider::S3(options) => {
+                Connection::bucket(s3::connect(bucket, options, http, &environment)?, prefix, class)
+            }
+            Provider::Azure(options) => {
+                Connection::bucket(azure::connect(bucket, options, http, &environment)?, prefix, class)
+            }
+            Provider::Gcs(options) => {
+                Connection::bucket(gcs::connect(bucket, options, http, &environment)?, prefix, class)
+            }
+        })
     }
 
     /// A connection for `init`: makes the directory, with mode 0700, since names of targets are not for everybody.
@@ -173,17 +240,21 @@ impl FromStr for Location {
                 .with_hint(format!("such as s3://bucket/prefix; a directory of that name is ./{scheme}:…")));
         }
         match text.split_once("://") {
-            Some(("s3", rest)) => parse_s3(rest),
+            Some((scheme @ ("s3" | "az" | "gs"), rest)) => parse_bucket(scheme, rest),
             Some(("file", _)) => parse_file(text),
-            Some(("az" | "azure" | "abfs" | "abfss", _)) => Err(not_built("Azure Blob Storage")),
-            Some(("gs" | "gcs", _)) => Err(not_built("Google Cloud Storage")),
+            Some(("azure" | "abfs" | "abfss" | "adl" | "wasb" | "wasbs", _)) => {
+                Err(Error::config("containers of Azure Blob Storage are at az://").with_hint(AZURE.hint()))
+            }
+            Some(("gcs", _)) => {
+                Err(Error::config("buckets of Google Cloud Storage are at gs://").with_hint(GCS.hint()))
+            }
             Some(("http" | "https", _)) => Err(Error::config("a repository is not named by its endpoint").with_hint(
                 "use s3://bucket/prefix, and give the endpoint by AWS_ENDPOINT_URL or in the configuration",
             )),
             // The scheme alone is repeated: what follows may hold a secret.
             Some((scheme, _)) if scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c)) => {
                 Err(Error::config(format!("repositories at '{scheme}://' are not supported"))
-                    .with_hint("use a path, file:// or s3://"))
+                    .with_hint("use a path, file://, s3://, az:// or gs://"))
             }
             _ if text == "memory:" => Ok(Self::memory()),
             // A shell expands it only where it stands first and bare; here it would be a new directory of that name.
@@ -197,10 +268,6 @@ impl FromStr for Location {
     }
 }
 
-fn not_built(what: &str) -> Error {
-    Error::config(format!("this build has no support for {what}")).with_hint("use a path, file:// or s3://")
-}
-
 fn parse_file(text: &str) -> Result<Location> {
     let path = Url::parse(text).ok().and_then(|url| url.to_file_path().ok());
     let Some(path) = path else {
@@ -209,27 +276,57 @@ fn parse_file(text: &str) -> Result<Location> {
     Location::directory(path)
 }
 
-fn parse_s3(rest: &str) -> Result<Location> {
-    let hint = "it looks like s3://bucket or s3://bucket/prefix";
+/// What an address of a bucket looks like, for messages.
+struct Scheme {
+    name: &'static str,
+    bucket: &'static str,
+    credentials: &'static str,
+}
+
+const S3: Scheme =
+    Scheme { name: "s3", bucket: "bucket", credentials: "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE" };
+const AZURE: Scheme = Scheme {
+    name: "az",
+    bucket: "container",
+    credentials: "AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_KEY, or AZURE_STORAGE_CONNECTION_STRING",
+};
+const GCS: Scheme = Scheme { name: "gs", bucket: "bucket", credentials: "GOOGLE_APPLICATION_CREDENTIALS" };
+
+impl Scheme {
+    fn hint(&self) -> String {
+        let Self { name, bucket, .. } = self;
+        format!("it looks like {name}://{bucket} or {name}://{bucket}/prefix")
+    }
+}
+
+fn parse_bucket(name: &str, rest: &str) -> Result<Location> {
+    let (scheme, provider) = match name {
+        "az" => (AZURE, Provider::Azure(AzureOptions::default())),
+        "gs" => (GCS, Provider::Gcs(GcsOptions::default())),
+        _ => (S3, Provider::S3(S3Options::default())),
+    };
+    let Scheme { name, bucket: what, credentials } = scheme;
     if rest.contains(['@', '?', '#']) {
         // Not repeated: a secret may stand there.
-        return Err(Error::config("an s3:// address holds a bucket and a prefix, nothing else").with_hint(
-            "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, never from the address",
-        ));
+        let article = if name == "gs" { "a" } else { "an" };
+        let message = format!("{article} {name}:// address holds a {what} and a prefix, nothing else");
+        return Err(
+            Error::config(message).with_hint(format!("credentials come from {credentials}, never from the address"))
+        );
     }
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    if !(3..=63).contains(&bucket.len()) || !bucket.chars().all(plain) {
-        return Err(Error::config(format!("'{}' cannot name a bucket", bucket.escape_debug())).with_hint(hint));
+    // Google's may have dots, and are longer then.
+    let len_max = if name == "gs" { 222 } else { 63 };
+    if !(3..=len_max).contains(&bucket.len()) || !bucket.chars().all(plain) {
+        let message = format!("'{}' cannot name a {what}", bucket.escape_debug());
+        return Err(Error::config(message).with_hint(scheme.hint()));
     }
     let prefix = Path::parse(prefix.trim_matches('/'))
-        .map_err(|e| Error::config("the prefix cannot be used in a store").with_source(e).with_hint(hint))?;
-    let name = if prefix.as_ref().is_empty() { format!("s3://{bucket}") } else { format!("s3://{bucket}/{prefix}") };
-    Ok(Location {
-        place: Place::S3 { bucket: bucket.to_owned(), prefix, options: S3Options::default() },
-        name,
-        trusted: Vec::new(),
-    })
+        .map_err(|e| Error::config("the prefix cannot be used in a store").with_source(e).with_hint(scheme.hint()))?;
+    let address = format!("{name}://{bucket}");
+    let address = if prefix.as_ref().is_empty() { address } else { format!("{address}/{prefix}") };
+    Ok(Location::at(address, Place::Bucket { bucket: bucket.to_owned(), prefix, provider }))
 }
 
 impl fmt::Display for Location {
@@ -259,6 +356,8 @@ mod tests {
             ("s3://bucket", "s3://bucket"),
             ("s3://bucket/", "s3://bucket"),
             ("s3://bucket/a/b/", "s3://bucket/a/b"),
+            ("az://container/a/", "az://container/a"),
+            ("gs://my.bucket.example", "gs://my.bucket.example"),
             ("memory:", "memory:"),
         ] {
             assert_eq!(text.parse::<Location>().unwrap().to_string(), name);
@@ -269,8 +368,13 @@ mod tests {
     fn what_cannot_be_an_address_is_refused_without_repeating_secrets() {
         for (text, expected) in [
             ("", "empty"),
-            ("az://container", "no support for Azure"),
-            ("gs://bucket", "no support for Google"),
+            ("abfss://container@account.dfs.core.windows.net", "are at az://"),
+            ("gcs://bucket", "are at gs://"),
+            ("az://hush@container", "a container and a prefix, nothing else"),
+            ("az://container?sig=hush", "nothing else"),
+            ("gs://hush@bucket", "a gs:// address holds"),
+            ("gs://no", "cannot name a bucket"),
+            ("az:container", "goes on with '//'"),
             ("https://s3.example/bucket", "endpoint"),
             ("sftp://user:hush@host", "'sftp://' are not supported"),
             ("file://relative/hush", "absolute path"),

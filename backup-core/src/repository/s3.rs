@@ -1,26 +1,19 @@
 //! S3 and everything that speaks it.
 
-use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 #[cfg(feature = "kms")]
 use std::sync::Arc;
-use std::time::Duration;
 
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey as Key, Checksum};
-use object_store::{BackoffConfig, Certificate, ClientOptions, HeaderValue, RetryConfig};
 use url::Url;
 
 use super::aws_profile::Profile;
+use super::endpoint::{Endpoint, parse_endpoint};
+use super::environment::Environment;
 use super::storage_error;
 use crate::error::{Error, Result};
-
-/// An endpoint that answers takes milliseconds to connect to; a dead one is retried within [`RETRY_TIMEOUT`].
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a request may go without a byte of answer, sending its body included: a part of 8 MiB may go at 70 KB/s. There
-/// is no limit on a whole request: the default of 30 s breaks large parts on slow links.
-const READ_TIMEOUT: Duration = Duration::from_secs(120);
-/// No retry is begun after this time: a restarting store is waited for, and a dead endpoint is reported within 45 s. Their number
-/// does not matter: ten, the default, can be over within 3 s.
-const RETRY_TIMEOUT: Duration = Duration::from_secs(30);
+use crate::http::{self, Connector, HttpOptions};
 
 /// How to reach an S3 store, beside its URL. Credentials are not here: they come the way AWS's own tools find them, from the
 /// environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`), web identity
@@ -37,24 +30,127 @@ pub struct S3Options {
     pub path_style: Option<bool>,
     /// The profile in `~/.aws` that has the credentials, the region and the endpoint, whatever the environment says: for one of several stores.
     pub profile: Option<String>,
+    /// How the store encrypts what it keeps. Otherwise as the bucket is set.
+    pub encryption: Option<S3Encryption>,
+    /// The class in which volumes of backups are kept, such as `STANDARD_IA`. Otherwise as the bucket is set.
+    ///
+    /// All else stays as the bucket is set: manifests and documents, which are small and read often, and WAL, which is gone before the least time
+    /// for which other classes are paid.
+    pub storage_class: Option<String>,
+    /// Which checksum comes with each object and part. Otherwise CRC-64/NVME where the store is AWS's or the endpoint has no TLS, unless
+    /// `AWS_REQUEST_CHECKSUM_CALCULATION` is `WHEN_REQUIRED`; else none, since there are stores that know none.
+    pub checksum: Option<S3Checksum>,
+    /// Pays for requests to a bucket whose owner lets others pay.
+    pub request_payer: bool,
 }
 
-/// The environment as far as it matters here, taken once, so that tests can make one up.
-pub(crate) type Environment = BTreeMap<String, String>;
-
-pub(crate) fn environment() -> Environment {
-    // Empty is unset: an empty session token would be sent and refused.
-    std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .filter(|(name, value)| (name.starts_with("AWS_") || name == "HOME") && !value.is_empty())
-        .collect()
+/// Who encrypts what S3 keeps, beside us: with which kind of key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum S3Encryption {
+    /// SSE-S3: keys of the store's own.
+    Aes256,
+    /// SSE-KMS: a key of AWS KMS.
+    Kms {
+        /// The key's ARN or id; otherwise `aws/s3`, the account's own for S3.
+        key_id: Option<String>,
+        /// Whether the bucket asks KMS, and not each object; otherwise as the bucket is set.
+        bucket_key: Option<bool>,
+        /// Twice, independently (DSSE-KMS).
+        dual_layer: bool,
+    },
 }
+
+/// A checksum that S3 compares, and keeps with the object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum S3Checksum {
+    /// `none`.
+    None,
+    /// `crc64nvme`: what AWS recommends.
+    Crc64Nvme,
+    /// `sha256`: for stores that do not know the other; costs more than encrypting.
+    Sha256,
+}
+
+impl FromStr for S3Checksum {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "none" => Ok(Self::None),
+            "crc64nvme" => Ok(Self::Crc64Nvme),
+            "sha256" => Ok(Self::Sha256),
+            _ => Err(Error::config("a checksum for S3 is crc64nvme, sha256 or none")),
+        }
+    }
+}
+
+impl fmt::Display for S3Checksum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::None => "none",
+            Self::Crc64Nvme => "crc64nvme",
+            Self::Sha256 => "sha256",
+        })
+    }
+}
+
+impl S3Encryption {
+    /// From the name that S3 has for it, `AES256`, `aws:kms` or `aws:kms:dsse`, and what goes with it.
+    ///
+    /// # Errors
+    /// `Config` when there is no such name, and when a key is named that it has no use for.
+    pub fn new(name: &str, key_id: Option<String>, bucket_key: Option<bool>) -> Result<Self> {
+        let dual_layer = name == "aws:kms:dsse";
+        match name {
+            "AES256" if key_id.is_some() || bucket_key.is_some() => Err(Error::config(
+                "encryption AES256 is that with keys of the store's own, and a key of KMS is named for it",
+            )
+            .with_hint("aws:kms is the encryption with a key of KMS")),
+            "AES256" => Ok(Self::Aes256),
+            // Each object's own key is what the second layer is for.
+            "aws:kms:dsse" if bucket_key.is_some() => Err(Error::config("encryption aws:kms:dsse has no bucket keys")),
+            "aws:kms" | "aws:kms:dsse" => Ok(Self::Kms { key_id, bucket_key, dual_layer }),
+            _ => Err(Error::config("encryption by an S3 store is AES256, aws:kms or aws:kms:dsse").with_hint(
+                "keys that are sent with each request (SSE-C) are not supported: data is sealed before it is sent",
+            )),
+        }
+    }
+
+    fn apply(&self, builder: AmazonS3Builder) -> Result<AmazonS3Builder> {
+        let mut settings = Vec::new();
+        match self {
+            Self::Aes256 => settings.push(("aws_server_side_encryption", "AES256".to_owned())),
+            Self::Kms { key_id, bucket_key, dual_layer } => {
+                let name = if *dual_layer { "aws:kms:dsse" } else { "aws:kms" };
+                settings.push(("aws_server_side_encryption", name.to_owned()));
+                settings.extend(key_id.clone().map(|id| ("aws_sse_kms_key_id", id)));
+                settings.extend(bucket_key.map(|is| ("aws_sse_bucket_key_enabled", is.to_string())));
+            }
+        }
+        settings.into_iter().try_fold(builder, |builder, (name, value)| {
+            // The keys have a type that cannot be named.
+            let key = name.parse::<Key>().map_err(|e| storage_error(e, "cannot set the store's encryption"))?;
+            Ok(builder.with_config(key, value))
+        })
+    }
+}
+
+const S3: Endpoint = Endpoint {
+    of: "S3",
+    example: "https://s3.example.com:9000",
+    credentials: "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+};
 
 /// A client for `bucket`. No request is made.
-pub(super) fn connect(bucket: &str, options: &S3Options, environment: &Environment) -> Result<AmazonS3> {
-    // reqwest is built without a provider of its own. An embedder may have installed another; that one will do.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    builder(bucket, options, environment)?.build().map_err(|e| storage_error(e, format!("cannot set up s3://{bucket}")))
+pub(super) fn connect(
+    bucket: &str,
+    options: &S3Options,
+    http: &HttpOptions,
+    environment: &Environment,
+) -> Result<AmazonS3> {
+    let connector = Connector::new(http, environment.get("AWS_CA_BUNDLE").map(String::as_str))?;
+    let builder = builder(bucket, options, environment)?.with_http_connector(connector);
+    builder.build().map_err(|e| storage_error(e, format!("cannot set up s3://{bucket}")))
 }
 
 /// What the environment says of every store, and not of one that has a profile of its own.
@@ -82,34 +178,42 @@ fn environment_of(profile: &str, environment: &Environment) -> Environment {
 fn builder(bucket: &str, options: &S3Options, environment: &Environment) -> Result<AmazonS3Builder> {
     let own = options.profile.as_ref().map(|profile| environment_of(profile, environment));
     let environment = own.as_ref().unwrap_or(environment);
-    let variable = |name: &str| environment.get(name).cloned();
-    let mut builder =
-        AmazonS3Builder::new().with_client_options(client_options(variable("AWS_CA_BUNDLE"))?).with_retry(retry());
-    for (name, value) in environment {
+    let mut builder = AmazonS3Builder::new().with_retry(http::retry());
+    for (name, value) in environment.iter().filter(|(name, _)| name.starts_with("AWS_")) {
         if let Ok(key) = name.to_ascii_lowercase().parse() {
             builder = builder.with_config(key, value);
         }
     }
-    let profile = Profile::load(variable)?;
+    let profile = Profile::load(|name| environment.get(name).cloned())?;
     builder = with_credentials(builder, &profile, environment)?;
     if let Some(region) = options.region.clone().or_else(|| builder.get_config_value(&Key::Region)).or(profile.region) {
         builder = builder.with_region(region);
     }
     let configured = || builder.get_config_value(&Key::S3Endpoint).or_else(|| builder.get_config_value(&Key::Endpoint));
     let endpoint = options.endpoint.clone().or_else(configured).or(profile.endpoint);
-    let endpoint = endpoint.map(|text| parse_endpoint(&text)).transpose()?;
+    let endpoint = endpoint.map(|text| parse_endpoint(&text, &S3)).transpose()?;
     let path_style = options.path_style.unwrap_or(endpoint.is_some() || bucket.contains('.'));
     builder = builder.with_bucket_name(bucket).with_virtual_hosted_style_request(!path_style);
     // Hashing each part costs more than encrypting it. The signature then covers the headers; the body is covered by TLS, or
     // by a checksum where there is no TLS, and in any case by our own authentication.
     builder = builder.with_unsigned_payload(true);
-    if wants_checksum(endpoint.as_ref(), environment) {
-        builder = builder.with_checksum_algorithm(Checksum::CRC64NVME);
+    builder = match options.checksum.unwrap_or_else(|| usual_checksum(endpoint.as_ref(), environment)) {
+        S3Checksum::None => builder,
+        S3Checksum::Crc64Nvme => builder.with_checksum_algorithm(Checksum::CRC64NVME),
+        S3Checksum::Sha256 => builder.with_checksum_algorithm(Checksum::SHA256),
+    };
+    if let Some(encryption) = &options.encryption {
+        builder = encryption.apply(builder)?;
     }
+    if options.request_payer {
+        builder = builder.with_config(Key::RequestPayer, "true");
+    }
+    // After the environment's variables, which would reach into the client's options.
+    builder =
+        builder.with_client_options(http::client_options(endpoint.as_ref().is_some_and(|u| u.scheme() == "http")));
     if let Some(endpoint) = endpoint {
-        let url = if path_style { endpoint.clone() } else { with_bucket_in_host(&endpoint, bucket)? };
+        let url = if path_style { endpoint } else { with_bucket_in_host(&endpoint, bucket)? };
         builder = builder
-            .with_allow_http(endpoint.scheme() == "http")
             // As the specific one, or that of the environment would be preferred.
             .with_config(Key::S3Endpoint, url.as_str().trim_end_matches('/'))
             // Not every store has the request that deletes many at once; all have the one that deletes one.
@@ -120,10 +224,11 @@ fn builder(bucket: &str, options: &S3Options, environment: &Environment) -> Resu
 
 /// AWS verifies CRC64NVME and keeps it with the object, which is one more defence. Elsewhere new checksums have broken stores
 /// that do not know them, so it is sent only where nothing else protects the body on its way.
-fn wants_checksum(endpoint: Option<&Url>, environment: &Environment) -> bool {
+fn usual_checksum(endpoint: Option<&Url>, environment: &Environment) -> S3Checksum {
     let refused =
         environment.get("AWS_REQUEST_CHECKSUM_CALCULATION").is_some_and(|v| v.eq_ignore_ascii_case("when_required"));
-    !refused && endpoint.is_none_or(|url| url.scheme() == "http")
+    let wanted = !refused && endpoint.is_none_or(|url| url.scheme() == "http");
+    if wanted { S3Checksum::Crc64Nvme } else { S3Checksum::None }
 }
 
 fn with_credentials(builder: AmazonS3Builder, profile: &Profile, environment: &Environment) -> Result<AmazonS3Builder> {
@@ -169,51 +274,14 @@ fn with_credentials(builder: AmazonS3Builder, profile: &Profile, environment: &E
 #[cfg(feature = "kms")]
 pub(crate) fn credentials(
     region: &str,
+    http: &HttpOptions,
     environment: &Environment,
 ) -> Result<(object_store::aws::AwsCredentialProvider, Option<String>)> {
     let options = S3Options { region: Some(region.to_owned()), ..S3Options::default() };
     // The name of a bucket is needed, and takes no part in it.
-    let store = connect("credentials", &options, environment)?;
+    let store = connect("credentials", &options, http, environment)?;
     let profile = Profile::load(|name| environment.get(name).cloned())?;
     Ok((Arc::clone(store.credentials()), profile.endpoint))
-}
-
-fn client_options(ca_bundle: Option<String>) -> Result<ClientOptions> {
-    let mut options = ClientOptions::new()
-        .with_user_agent(HeaderValue::from_static(concat!("backup/", env!("CARGO_PKG_VERSION"))))
-        .with_connect_timeout(CONNECT_TIMEOUT)
-        .with_read_timeout(READ_TIMEOUT)
-        .with_timeout_disabled();
-    if let Some(path) = ca_bundle {
-        let unusable = || Error::config(format!("AWS_CA_BUNDLE: could not use {path}"));
-        let pem = std::fs::read(&path).map_err(|e| unusable().with_source(e))?;
-        for certificate in Certificate::from_pem_bundle(&pem).map_err(|e| unusable().with_source(e))? {
-            options = options.with_root_certificate(certificate);
-        }
-    }
-    Ok(options)
-}
-
-fn retry() -> RetryConfig {
-    RetryConfig {
-        backoff: BackoffConfig { max_backoff: Duration::from_secs(8), ..BackoffConfig::default() },
-        max_retries: 1000,
-        retry_timeout: RETRY_TIMEOUT,
-    }
-}
-
-fn parse_endpoint(text: &str) -> Result<Url> {
-    let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    let Some(url) = url else {
-        return Err(
-            Error::config("the S3 endpoint is not a URL").with_hint("it looks like 'https://s3.example.com:9000'")
-        );
-    };
-    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
-        return Err(Error::config("the S3 endpoint holds more than a host and a port")
-            .with_hint("credentials belong into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"));
-    }
-    Ok(url)
 }
 
 fn with_bucket_in_host(endpoint: &Url, bucket: &str) -> Result<Url> {
@@ -229,108 +297,4 @@ fn with_bucket_in_host(endpoint: &Url, bucket: &str) -> Result<Url> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::ErrorKind;
-
-    fn with(variables: &[(&str, &str)]) -> Environment {
-        variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
-    }
-
-    const KEYS: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "AKID"), ("AWS_SECRET_ACCESS_KEY", "hush")];
-
-    fn value(options: &S3Options, variables: &[(&str, &str)], key: Key) -> Option<String> {
-        builder("bucket", options, &with(&[&KEYS, variables].concat())).unwrap().get_config_value(&key)
-    }
-
-    #[test]
-    fn an_explicit_endpoint_wins_over_the_environment_and_http_needs_no_further_consent() {
-        let options = S3Options { endpoint: Some("http://127.0.0.1:9000/".to_owned()), ..S3Options::default() };
-        let variables = [("AWS_ENDPOINT_URL_S3", "https://elsewhere"), ("AWS_ENDPOINT_URL", "https://nowhere")];
-        assert_eq!(value(&options, &variables, Key::S3Endpoint).as_deref(), Some("http://127.0.0.1:9000"));
-        assert_eq!(
-            value(&options, &variables, Key::Client(object_store::ClientConfigKey::AllowHttp)).as_deref(),
-            Some("true")
-        );
-        assert_eq!(value(&S3Options::default(), &variables, Key::S3Endpoint).as_deref(), Some("https://elsewhere"));
-        assert_eq!(value(&S3Options::default(), &variables[1..], Key::S3Endpoint).as_deref(), Some("https://nowhere"));
-    }
-
-    #[test]
-    fn the_bucket_goes_where_the_store_expects_it() {
-        let virtual_host = |endpoint: Option<&str>, path_style| {
-            let options = S3Options { endpoint: endpoint.map(str::to_owned), path_style, ..S3Options::default() };
-            let host = value(&options, &[], Key::S3Endpoint);
-            (value(&options, &[], Key::VirtualHostedStyleRequest).unwrap(), host)
-        };
-        assert_eq!(virtual_host(None, None), ("true".to_owned(), None));
-        assert_eq!(virtual_host(None, Some(true)).0, "false");
-        assert_eq!(virtual_host(Some("https://s3.example:9000"), None).0, "false");
-        let host = Some("https://bucket.s3.example:9000".to_owned());
-        assert_eq!(virtual_host(Some("https://s3.example:9000"), Some(false)), ("true".to_owned(), host));
-        let options = S3Options {
-            endpoint: Some("http://127.0.0.1".to_owned()),
-            path_style: Some(false),
-            ..S3Options::default()
-        };
-        assert_eq!(builder("bucket", &options, &with(&KEYS)).unwrap_err().kind(), ErrorKind::Config);
-    }
-
-    #[test]
-    fn payloads_are_never_hashed_with_sha256() {
-        let checksum = |endpoint: Option<&str>, variables: &[(&str, &str)]| {
-            let options = S3Options { endpoint: endpoint.map(str::to_owned), ..S3Options::default() };
-            assert_eq!(value(&options, variables, Key::UnsignedPayload).as_deref(), Some("true"));
-            value(&options, variables, Key::Checksum)
-        };
-        assert_eq!(checksum(None, &[]).as_deref(), Some("crc64nvme"));
-        assert_eq!(checksum(Some("http://s3.example"), &[]).as_deref(), Some("crc64nvme"));
-        assert_eq!(checksum(Some("https://s3.example"), &[]), None);
-        let refused = [("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")];
-        assert_eq!(checksum(Some("http://s3.example"), &refused), None);
-    }
-
-    #[test]
-    fn the_environment_s_keys_win_over_a_profile_and_a_profile_without_keys_is_an_error() {
-        let temp = tempfile::tempdir().unwrap();
-        let file = temp.path().join("credentials");
-        std::fs::write(&file, "[dr]\naws_access_key_id=PROFILE\naws_secret_access_key=hush\naws_session_token=t\n")
-            .unwrap();
-        let file = file.display().to_string();
-        let profile = [
-            ("AWS_SHARED_CREDENTIALS_FILE", file.as_str()),
-            ("AWS_PROFILE", "dr"),
-            ("AWS_CONFIG_FILE", "/nonexistent"),
-        ];
-        let built = builder("bucket", &S3Options::default(), &with(&profile)).unwrap();
-        assert_eq!(built.get_config_value(&Key::AccessKeyId).as_deref(), Some("PROFILE"));
-        assert_eq!(built.get_config_value(&Key::Token).as_deref(), Some("t"));
-        assert_eq!(value(&S3Options::default(), &profile, Key::AccessKeyId).as_deref(), Some("AKID"));
-
-        // One of several stores has it by name, whatever else is set for all of them.
-        let variables =
-            [&KEYS[..], &[profile[0], profile[2], ("AWS_SESSION_TOKEN", "other"), ("AWS_REGION", "x")]].concat();
-        let own = S3Options { profile: Some("dr".to_owned()), ..S3Options::default() };
-        let built = builder("bucket", &own, &with(&variables)).unwrap();
-        assert_eq!(built.get_config_value(&Key::AccessKeyId).as_deref(), Some("PROFILE"));
-        assert_eq!(built.get_config_value(&Key::Token).as_deref(), Some("t"));
-        assert_eq!(built.get_config_value(&Key::Region), None);
-
-        let absent = [profile[0], profile[2], ("AWS_PROFILE", "absent")];
-        let error = builder("bucket", &S3Options::default(), &with(&absent)).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Config);
-        let error =
-            builder("bucket", &S3Options::default(), &with(&[("AWS_EC2_METADATA_DISABLED", "true")])).unwrap_err();
-        assert_eq!(error.to_string(), "no AWS credentials were found");
-    }
-
-    #[test]
-    fn an_endpoint_with_a_secret_in_it_is_refused_and_not_repeated() {
-        for endpoint in ["https://key:hush@s3.example", "https://s3.example/?token=hush", "hush", "ftp://s3.example"] {
-            let options = S3Options { endpoint: Some(endpoint.to_owned()), ..S3Options::default() };
-            let error = builder("bucket", &options, &with(&KEYS)).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Config);
-            assert!(!format!("{error:?}").contains("hush"), "{error:?}");
-        }
-    }
-}
+mod tests;

@@ -24,7 +24,7 @@ pub(super) fn run(app: &App, args: &RotateArgs, record: &mut RunRecord) -> Resul
         app.output.data(&planned.successor().to_toml(file)?)?;
         return Ok(Exit::Done);
     }
-    record.recipients = vec![named(&*keys::recipient(&planned.recipient)?)];
+    record.recipients = vec![named(&*keys::recipient(&app.config, &planned.recipient)?)];
     // Somebody else may have rotated it since.
     let Plan { name, predecessor, activates, .. } = edit::edit(file, |document| {
         let planned = Plan::new(&reread(app)?, args, now)?;
@@ -68,7 +68,7 @@ impl Plan {
         let policy = &config.keys.policy;
         let predecessor = configured(config, &args.predecessor)?;
         check(policy, predecessor)?;
-        let recipient = keys::recipient(&args.recipient)?;
+        let recipient = keys::recipient(config, &args.recipient)?;
         let known = keys::policy_recipients(config)?;
         if let Some((name, _)) = known.iter().find(|(_, known)| known.describe() == recipient.describe()) {
             return Err(Error::config(format!("this recipient is that of key '{name}' already"))

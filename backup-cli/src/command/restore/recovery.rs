@@ -15,7 +15,7 @@ use backup_core::{Error, Result};
 use crate::App;
 use crate::args::{ArchiveModeFlag, ClusterFlags, TargetActionFlag};
 use crate::command::location;
-use crate::config::{Origin, Setting};
+use crate::config::{Origin, Setting, Stores};
 
 /// What was asked for, understood.
 #[derive(Debug, Clone)]
@@ -150,11 +150,22 @@ fn restore_command(app: &App, target: &TargetName, standby: bool) -> Result<(Res
     for signer in elsewhere(&config.trusted_signers).into_iter().flatten() {
         add("--trusted-signer", signer.clone());
     }
-    let s3 = &config.s3;
-    for (flag, value) in [("--s3-endpoint", elsewhere(&s3.endpoint)), ("--s3-region", elsewhere(&s3.region))] {
-        if let Some(value) = value {
+    let (Stores { s3, azure, gcs }, http) = (&config.stores, &config.http);
+    for (flag, setting) in [
+        ("--s3-endpoint", &s3.endpoint),
+        ("--s3-region", &s3.region),
+        ("--azure-account", &azure.account),
+        ("--azure-endpoint", &azure.endpoint),
+        ("--gcs-endpoint", &gcs.endpoint),
+        ("--ssl-min-protocol-version", &http.ssl_min_protocol_version),
+        ("--proxy", &http.proxy),
+    ] {
+        if let Some(value) = elsewhere(setting) {
             add(flag, value.clone());
         }
+    }
+    if let Some(file) = elsewhere(&http.ca_file) {
+        add("--ca-file", absolute(file)?.1);
     }
     if let Some(style) = elsewhere(&s3.path_style) {
         arguments.push(format!("--s3-path-style={style}"));

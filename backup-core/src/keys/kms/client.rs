@@ -18,10 +18,12 @@ use url::{Host, Url};
 use zeroize::Zeroizing;
 
 use super::arn::Arn;
-use super::http;
+use super::http::client;
 use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::http::{HttpOptions, TlsFailure, tls_failure};
 use crate::keys::EncryptionContext;
-use crate::repository::s3::{self, Environment};
+use crate::repository::environment::{Environment, environment};
+use crate::repository::s3;
 
 /// How long one request may take, with its retries and the search for credentials. `wal push` has 60 s for all it does.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -35,6 +37,7 @@ const ATTEMPTS: u32 = 4;
 pub(super) struct Kms {
     region: String,
     endpoint: Option<Url>,
+    http: HttpOptions,
     connected: OnceCell<Connected>,
 }
 
@@ -52,8 +55,8 @@ struct Asked<'a> {
 }
 
 impl Kms {
-    pub(super) fn new(region: String, endpoint: Option<Url>) -> Self {
-        Self { region, endpoint, connected: OnceCell::new() }
+    pub(super) fn new(region: String, endpoint: Option<Url>, http: HttpOptions) -> Self {
+        Self { region, endpoint, http, connected: OnceCell::new() }
     }
 
     /// The ARN of the key that was used, and the ciphertext. Cancel safe.
@@ -114,17 +117,17 @@ impl Kms {
     }
 
     async fn connect(&self) -> Result<Connected> {
-        let (region, endpoint) = (self.region.clone(), self.endpoint.clone());
+        let (region, endpoint, http) = (self.region.clone(), self.endpoint.clone(), self.http.clone());
         // Files are read: profiles, certificates.
-        let connecting = tokio::task::spawn_blocking(move || connect(region, endpoint, &s3::environment()));
+        let connecting = tokio::task::spawn_blocking(move || connect(region, endpoint, &http, &environment()));
         connecting.await.map_err(|e| Error::internal(Stage::Keys, "could not set up a client of KMS").with_source(e))?
     }
 }
 
-fn connect(region: String, endpoint: Option<Url>, environment: &Environment) -> Result<Connected> {
+fn connect(region: String, endpoint: Option<Url>, http: &HttpOptions, environment: &Environment) -> Result<Connected> {
     let variable = |name: &str| environment.get(name).map(String::as_str);
     let is_set = |name: &str| variable(name).is_some_and(|v| v.eq_ignore_ascii_case("true"));
-    let (credentials, profile_endpoint) = s3::credentials(&region, environment)?;
+    let (credentials, profile_endpoint) = s3::credentials(&region, http, environment)?;
     let configured = || variable("AWS_ENDPOINT_URL_KMS").or_else(|| variable("AWS_ENDPOINT_URL"));
     let endpoint = match (endpoint, configured().or(profile_endpoint.as_deref())) {
         (Some(own), _) => Some(own),
@@ -138,7 +141,7 @@ fn connect(region: String, endpoint: Option<Url>, environment: &Environment) -> 
         .use_dual_stack(is_set("AWS_USE_DUALSTACK_ENDPOINT"))
         .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
         .timeout_config(TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_TIMEOUT).build())
-        .http_client(http::client(variable("AWS_CA_BUNDLE"))?);
+        .http_client(client(http, variable("AWS_CA_BUNDLE"))?);
     if let Some(endpoint) = endpoint {
         config = config.endpoint_url(endpoint.as_str());
     }
@@ -209,6 +212,10 @@ where
             // Its own chain of causes says the same three times.
             return refused(refusal.err(), failed, asked)
                 .with_source(format!("{code}: {}", message.unwrap_or("no message")));
+        }
+        SdkError::DispatchFailure(_) if tls_failure(&error).is_some() => {
+            let (why, hint) = tls_failure(&error).map_or(("", ""), TlsFailure::explain);
+            asked.error(ErrorKind::Config, why).with_hint(hint)
         }
         SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) => {
             asked.error(ErrorKind::Unavailable, "KMS could not be reached").with_hint(unavailable)

@@ -7,32 +7,21 @@ use aws_sdk_kms::config::http::{HttpRequest, HttpResponse};
 use aws_sdk_kms::error::{BoxError, ConnectorError};
 use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn};
 use aws_smithy_runtime_api::http::StatusCode;
+use reqwest::Client;
 use reqwest::redirect::Policy;
-use reqwest::{Certificate, Client};
 
 use crate::error::{Error, Result, Stage};
+use crate::http::{self, HttpOptions};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// KMS answers with a few hundred bytes.
 const ANSWER_LEN_MAX: usize = 1 << 20;
 
-/// An HTTP client that trusts what the system trusts, and the certificates of `ca_bundle`, a file that `AWS_CA_BUNDLE` names. Blocks.
-pub(super) fn client(ca_bundle: Option<&str>) -> Result<SharedHttpClient> {
-    // reqwest is built without a provider of its own. An embedder may have installed another; that one will do.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut builder = Client::builder()
-        .user_agent(concat!("backup/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(CONNECT_TIMEOUT)
-        .redirect(Policy::none());
-    if let Some(path) = ca_bundle {
-        let unusable = || Error::config(format!("AWS_CA_BUNDLE: could not use {path}"));
-        let pem = std::fs::read(path).map_err(|e| unusable().with_source(e))?;
-        for certificate in Certificate::from_pem_bundle(&pem).map_err(|e| unusable().with_source(e))? {
-            builder = builder.add_root_certificate(certificate);
-        }
-    }
-    let client =
-        builder.build().map_err(|e| Error::internal(Stage::Keys, "could not set up an HTTP client").with_source(e))?;
+/// An HTTP client as `options` say, that trusts the certificates of `ca_bundle` too, a file that `AWS_CA_BUNDLE` names. Blocks.
+pub(super) fn client(options: &HttpOptions, ca_bundle: Option<&str>) -> Result<SharedHttpClient> {
+    let builder = http::Connector::new(options, ca_bundle)?.builder();
+    let client = builder.and_then(|b| b.connect_timeout(CONNECT_TIMEOUT).redirect(Policy::none()).build());
+    let client = client.map_err(|e| Error::internal(Stage::Keys, "could not set up an HTTP client").with_source(e))?;
     let connector = SharedHttpConnector::new(Connector(client));
     Ok(http_client_fn(move |_, _| connector.clone()))
 }
@@ -74,5 +63,10 @@ async fn send(client: &Client, request: HttpRequest) -> Result<HttpResponse, Con
 }
 
 fn connector_error(error: reqwest::Error) -> ConnectorError {
-    if error.is_timeout() { ConnectorError::timeout(error.into()) } else { ConnectorError::io(error.into()) }
+    match http::tls_failure(&error) {
+        // Not tried again.
+        Some(_) => ConnectorError::other(error.into(), None),
+        None if error.is_timeout() => ConnectorError::timeout(error.into()),
+        None => ConnectorError::io(error.into()),
+    }
 }
