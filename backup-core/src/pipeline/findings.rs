@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::Warnings;
 use crate::format::{ClusterEntry, Condition};
+use crate::repository::running::RunningCluster;
 
 /// What is known of a backup's data only when it was read. Clones share one collection.
 #[derive(Debug, Clone, Default)]
@@ -17,6 +18,7 @@ pub struct Findings {
 #[derive(Debug, Default)]
 struct Found {
     condition: Condition,
+    start: Option<RunningCluster>,
     cluster: Option<ClusterEntry>,
     details: serde_json::Map<String, Value>,
 }
@@ -32,6 +34,11 @@ impl Findings {
         self.lock().condition = Condition::Damaged;
     }
 
+    /// From where on the backup will need the log of its cluster: told to others while it runs.
+    pub(crate) fn set_start(&self, start: RunningCluster) {
+        self.lock().start = Some(start);
+    }
+
     /// Of which cluster the backup is.
     pub fn set_cluster(&self, cluster: ClusterEntry) {
         self.lock().cluster = Some(cluster);
@@ -44,6 +51,10 @@ impl Findings {
 
     pub(super) fn condition(&self) -> Condition {
         self.lock().condition
+    }
+
+    pub(super) fn start(&self) -> Option<RunningCluster> {
+        self.lock().start
     }
 
     pub(super) fn cluster(&self) -> Option<ClusterEntry> {

@@ -19,6 +19,7 @@ use super::stream::{Context, Halt, write_stream};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{Kind, Manifest, RecipientName, StreamEntry};
 use crate::repository::is_taken;
+use crate::repository::running::Running;
 use crate::source::BytesSource;
 
 /// How often a run says that it is alive.
@@ -36,15 +37,13 @@ pub(super) struct Session {
     pub(super) findings: Findings,
 }
 
-/// `running.json`: tells others to keep their hands off.
-#[derive(Debug, Serialize)]
-struct Running<'a> {
-    format: u32,
-    id: &'a str,
-    target: &'a str,
+/// What `running.json` says, again and again.
+#[derive(Clone)]
+struct Beat {
+    context: Arc<Context>,
+    kind: Kind,
+    findings: Findings,
     started: Timestamp,
-    heartbeat: Timestamp,
-    version: &'a str,
 }
 
 /// The stream `details`.
@@ -88,7 +87,9 @@ impl Session {
     async fn write(&self, lanes: Vec<LaneRun>, started: Timestamp) -> Result<Manifest> {
         let context = Arc::clone(&self.context);
         // Also finds out, before anything is read, whether this host may write here.
-        let (payload, of) = (running(&context, started)?, Arc::clone(&context));
+        let beat =
+            Beat { context: Arc::clone(&context), kind: self.kind.clone(), findings: self.findings.clone(), started };
+        let (payload, of) = (beat.payload()?, Arc::clone(&context));
         let mut begun = tokio::spawn(async move { of.repository.put_once(&of.path.running(), payload).await });
         let begun = tokio::select! {
             biased;
@@ -106,7 +107,7 @@ impl Session {
             .map_err(|e| e.at(Stage::Setup))?;
 
         let beating = CancellationToken::new();
-        let heartbeat = tokio::spawn(keep_alive(Arc::clone(&context), started, beating.clone()));
+        let heartbeat = tokio::spawn(keep_alive(beat, beating.clone()));
         let streams = self.write_streams(lanes).await;
         // Before anything is cleaned up, and not in the middle of a beat: it would come back after everything was removed.
         beating.cancel();
@@ -203,24 +204,29 @@ impl Session {
     }
 }
 
-fn running(context: &Context, started: Timestamp) -> Result<PutPayload> {
-    let running = Running {
-        format: 1,
-        id: context.path.id.as_str(),
-        target: context.path.target.as_str(),
-        started,
-        heartbeat: context.clock.now(),
-        version: env!("CARGO_PKG_VERSION"),
-    };
-    let json = serde_json::to_vec(&running)
-        .map_err(|e| Error::internal(Stage::Setup, "running.json cannot be written").with_source(e))?;
-    Ok(json.into())
+impl Beat {
+    fn payload(&self) -> Result<PutPayload> {
+        let running = Running {
+            format: 1,
+            id: self.context.path.id.to_string(),
+            target: self.context.path.target.to_string(),
+            started: self.started,
+            heartbeat: self.context.clock.now(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kind: Some(self.kind.clone()),
+            cluster: self.findings.start(),
+        };
+        let json = serde_json::to_vec(&running)
+            .map_err(|e| Error::internal(Stage::Setup, "running.json cannot be written").with_source(e))?;
+        Ok(json.into())
+    }
 }
 
 /// Renews `running.json` until it is told to stop. A beat that fails is not an error: the next may succeed, and the upload itself will tell.
-async fn keep_alive(context: Arc<Context>, started: Timestamp, stop: CancellationToken) {
+async fn keep_alive(beat: Beat, stop: CancellationToken) {
+    let context = &beat.context;
     while tokio::time::timeout(HEARTBEAT, stop.cancelled()).await.is_err() {
-        let Ok(payload) = running(&context, started) else { return };
+        let Ok(payload) = beat.payload() else { return };
         if let Err(error) = context.repository.store().put(&context.path.running(), payload).await {
             tracing::warn!(%error, "cannot renew running.json");
         }

@@ -121,6 +121,13 @@ impl WalPath {
         name.strip_suffix(VOLUME_SUFFIX)?.parse().ok()
     }
 
+    /// The file that a large object holds, by the last part of its path; `None` when it is something else.
+    pub fn parse_large_file(name: &str) -> Option<WalFile> {
+        let (file, random) = name.strip_suffix(VOLUME_SUFFIX)?.rsplit_once('.')?;
+        let digits = |text: &str| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        (random.len() == 32 && digits(random)).then(|| file.parse().ok())?
+    }
+
     /// The segment that an object holds a piece of, by its path, and which; `None` when it is something else.
     pub fn parse_tail(object: &Path) -> Option<(SegmentName, TailPiece)> {
         let mut parts = object.as_ref().rsplit('/');
@@ -175,5 +182,9 @@ mod tests {
         }
         let large = archive.large_file("00000002000000030000000A".parse().unwrap());
         assert_eq!(WalPath::parse_file(large.filename().unwrap()), None, "{large}");
+        assert_eq!(WalPath::parse_large_file(large.filename().unwrap()), "00000002000000030000000A".parse().ok());
+        for name in ["00000002000000030000000A.vol", "00000002000000030000000A.0123456789abcdef.vol", "x.vol"] {
+            assert_eq!(WalPath::parse_large_file(name), None, "{name}");
+        }
     }
 }
