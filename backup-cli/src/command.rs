@@ -22,6 +22,8 @@ pub(crate) mod generate;
 pub(crate) mod init;
 pub(crate) mod key;
 pub(crate) mod list;
+pub(crate) mod pin;
+pub(crate) mod prune;
 pub(crate) mod restore;
 pub(crate) mod run;
 pub(crate) mod save;
@@ -39,6 +41,9 @@ pub(crate) async fn run(app: &App, command: &Command) -> Result<Exit> {
         Command::Show(args) => or_cancelled(app, show::run(app, args)).await,
         Command::Restore(args) => restore::run(app, args).await,
         Command::Verify(args) => verify::run(app, args).await,
+        Command::Prune(args) => or_cancelled(app, prune::run(app, args)).await,
+        Command::Pin(args) => or_cancelled(app, pin::pin(app, args)).await,
+        Command::Unpin(args) => or_cancelled(app, pin::unpin(app, args)).await,
         Command::Wal(args) => wal::run(app, &args.action).await,
         Command::Key(args) => or_cancelled(app, key::run(app, &args.action)).await,
         Command::Config(args) => or_cancelled(app, config::run(app, &args.action)).await,

@@ -24,16 +24,21 @@ use crate::args::{
 pub(crate) mod edit;
 pub(crate) mod file;
 pub(crate) mod keys;
+pub(crate) mod retention;
 mod targets;
 
 use file::ConfigFile;
 use keys::Keys;
+use retention::Retention;
 pub(crate) use targets::Target;
 
 /// Where the file is looked for when neither a flag nor the environment names one.
 const DEFAULT_FILES: [&str; 2] = ["backup.toml", "/etc/backup/backup.toml"];
 /// The same for commands that PostgreSQL runs in its data directory, which is no place for it.
 const DEFAULT_FILES_OF_WAL: [&str; 1] = ["/etc/backup/backup.toml"];
+
+/// From how many per cent on a repository is full enough to say so.
+const CAPACITY_WARNING: u8 = 80;
 
 /// Where a value came from. The order is that of precedence.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -82,6 +87,10 @@ pub(crate) struct Config {
     pub(crate) file: Option<PathBuf>,
     pub(crate) repository: Option<Setting<String>>,
     pub(crate) s3: S3,
+    /// How much the repository may hold.
+    pub(crate) capacity: Option<Setting<ByteSize>>,
+    /// At how many per cent of that, or of its file system, there is a warning.
+    pub(crate) capacity_warning: Setting<u8>,
     pub(crate) recipients: Option<Setting<Vec<String>>>,
     /// With [`Origin::Default`], the one file where `init` makes a key: it need not exist.
     pub(crate) identity_files: Option<Setting<Vec<PathBuf>>>,
@@ -96,6 +105,8 @@ pub(crate) struct Config {
     pub(crate) encoding: Encoding,
     /// Which key is used from when to when.
     pub(crate) keys: Keys,
+    /// How long what is kept.
+    pub(crate) retention: Retention,
     /// What `run` backs up, by name.
     pub(crate) targets: Vec<Target>,
     /// Whose WAL it is about.
@@ -156,6 +167,10 @@ impl Config {
             file: file.map(|f| f.path.clone()),
             repository: layers.repository(globals)?,
             s3: S3::merge(&layers, &globals.s3)?,
+            capacity: layers.in_file(|f| f.values.repository.capacity.as_ref()),
+            capacity_warning: layers
+                .in_file(|f| f.values.repository.capacity_warning.as_ref())
+                .unwrap_or(Setting { value: CAPACITY_WARNING, origin: Origin::Default }),
             recipients: layers.pick(
                 &Names { flag: "--recipient", env: &["BACKUP_RECIPIENTS"] },
                 recipients.map(|r| r.recipient.clone()).filter(|r| !r.is_empty()),
@@ -191,6 +206,7 @@ impl Config {
             )?,
             encoding: Encoding::merge(&layers, encoding)?,
             keys: file.map_or_else(|| Ok(Keys::default()), keys::keys)?,
+            retention: file.map_or_else(|| Ok(Retention::default()), retention::retention)?,
             targets: file.map_or_else(|| Ok(Vec::new()), targets::targets)?,
             target: layers.pick(
                 &Names { flag: "--target", env: &["BACKUP_TARGET"] },
@@ -374,6 +390,14 @@ impl Layers<'_> {
             value: value.as_ref().clone(),
             origin: Origin::File { path: file.path.clone(), line: file.line_of(value) },
         }))
+    }
+
+    /// What only the file can say.
+    fn in_file<T: Clone>(&self, value: impl FnOnce(&ConfigFile) -> Option<&Spanned<T>>) -> Option<Setting<T>> {
+        let file = self.file?;
+        let value = value(file)?;
+        let origin = Origin::File { path: file.path.clone(), line: file.line_of(value) };
+        Some(Setting { value: value.as_ref().clone(), origin })
     }
 
     fn repository(&self, globals: &Globals) -> Result<Option<Setting<String>>> {

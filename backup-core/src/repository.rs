@@ -22,6 +22,7 @@ pub mod runs;
 pub(crate) mod s3;
 mod sealed;
 mod trust;
+pub mod usage;
 pub mod verify;
 
 use std::fmt;
@@ -211,6 +212,11 @@ impl Repository {
             }
         }
         put::put_once(&*self.store, path, &address, payload).await
+    }
+
+    /// The directory that it is in, if it is in one.
+    fn directory(&self) -> Option<&FilePath> {
+        self.directory.as_deref()
     }
 
     /// Makes durable that an object was removed, where the store does not do so by itself.

@@ -6,6 +6,7 @@ use backup_core::Result;
 use backup_core::encrypt::signature::Signer;
 use backup_core::keys::parse_recipient;
 use backup_core::keys::secret::SecretSource;
+use backup_core::repository::retention::{Keep, Rules};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -116,6 +117,8 @@ fn entries(config: &Config) -> Vec<Entry> {
         plain("repository.s3.endpoint", config.s3.endpoint.as_ref()).or("the AWS profile's, or AWS itself"),
         plain("repository.s3.region", config.s3.region.as_ref()).or("the AWS profile's, or us-east-1"),
         plain("repository.s3.path_style", config.s3.path_style.as_ref()).or("true with an endpoint of one's own"),
+        plain("repository.capacity", config.capacity.as_ref()).or("no budget"),
+        entry("repository.capacity_warning", Some(&config.capacity_warning), |percent| format!("{percent} %")),
         recipients,
         entry("identity_files", config.identity_files.as_ref(), files),
         entry("identities", config.identities.as_ref(), names),
@@ -132,6 +135,7 @@ fn entries(config: &Config) -> Vec<Entry> {
         entry("codec", Some(&config.encoding.codec), value_name),
         entry("cipher", Some(&config.encoding.cipher), value_name),
     ];
+    all.extend(retention(config));
     all.extend(config.keys.policy.keys().iter().map(|key| {
         Entry {
             key: format!("keys.{}", key.name),
@@ -154,6 +158,41 @@ fn entries(config: &Config) -> Vec<Entry> {
         origin: config.file.clone().map(|path| Origin::File { path, line: target.line }),
     }));
     all
+}
+
+/// The rules, those of single targets too.
+fn retention(config: &Config) -> Vec<Entry> {
+    let kept = &config.retention;
+    let origin = config.file.clone().zip(kept.line).map(|(path, line)| Origin::File { path, line });
+    let origin = origin.or(Some(Origin::Default));
+    let general = Entry { key: "retention".to_owned(), value: Some(rules(&kept.rules)), origin: origin.clone() };
+    let grace = Entry { key: "retention.grace".to_owned(), value: Some(format!("{:#}", kept.grace)), origin };
+    let of_target = kept.of_target.iter().map(|(target, of_target)| Entry {
+        key: format!("targets.{target}.retention"),
+        value: Some(rules(of_target)),
+        origin: config.file.clone().map(|path| Origin::File { path, line: kept.line_of(target) }),
+    });
+    [general, grace].into_iter().chain(of_target).collect()
+}
+
+fn rules(rules: &Rules) -> String {
+    let kept = |keep: Keep| match keep {
+        Keep::Nothing => None,
+        Keep::Count(count) => Some(count.to_string()),
+        Keep::Within(span) => Some(format!("{span:#}")),
+    };
+    let named = [
+        ("last", rules.last),
+        ("daily", rules.daily),
+        ("weekly", rules.weekly),
+        ("monthly", rules.monthly),
+        ("yearly", rules.yearly),
+    ];
+    let mut words: Vec<String> =
+        named.into_iter().filter_map(|(name, keep)| Some(format!("{name} {}", kept(keep)?))).collect();
+    words.push(format!("wal {:#}", rules.wal));
+    words.push(rules.time_zone.iana_name().unwrap_or("UTC").to_owned());
+    words.join(", ")
 }
 
 /// Only the program: people put secrets into arguments and assignments.

@@ -20,6 +20,7 @@ use crate::progress::{self, Shown, rate};
 use crate::{App, keys, signing};
 
 use super::describe::data_bytes;
+use super::list::usage;
 use super::{limits, location, or_cancelled};
 
 pub(crate) async fn run(app: &App, args: &SaveArgs) -> Result<Exit> {
@@ -54,6 +55,9 @@ async fn back_up_recorded(app: &App, target: &TargetName, input: &Input, run: &m
     run.about(&manifest);
     run.record.recipients.clone_from(&manifest.recipients);
     run.record.bytes = Some(manifest.plain_bytes());
+    if let Some(repository) = run.repository() {
+        tell_if_full(app, repository);
+    }
     match finish(&app.output, &manifest, begun.elapsed())? {
         Exit::Done if keys_need_care => Ok(Exit::Warnings),
         exit => Ok(exit),
@@ -81,6 +85,17 @@ async fn prepare(app: &App, target: &TargetName, input: &Input, run: &mut Run) -
         backup = backup.sign_with(key);
     }
     input.add_to(app, target, backup, &findings).await
+}
+
+/// Says when a local repository's disk is nearly full: what was saved is saved, but the next may not be. Of a budget only a listing would tell.
+fn tell_if_full(app: &App, repository: &Repository) {
+    match repository.file_system() {
+        Ok(Some(capacity)) if capacity.percent() >= u64::from(app.config.capacity_warning.value) => {
+            app.output.warning(usage::describe(repository, &capacity));
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "not known how full the repository is"),
+    }
 }
 
 fn finish(output: &Output, manifest: &Manifest, elapsed: Duration) -> Result<Exit> {

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::keys::KeyTables;
+use super::retention::RetentionTable;
 use super::targets::TargetTables;
 use crate::args::{CipherName, CodecName};
 use crate::small_file::SmallFile;
@@ -50,6 +51,8 @@ pub(crate) struct Values {
     pub(crate) targets: TargetTables,
     #[serde(default)]
     pub(crate) keys: KeyTables,
+    #[serde(default)]
+    pub(crate) retention: RetentionTable,
 }
 
 /// `[repository]`.
@@ -57,6 +60,8 @@ pub(crate) struct Values {
 #[serde(deny_unknown_fields, expecting = "a table: [repository] with url = \"…\"")]
 pub(crate) struct Repository {
     pub(crate) url: Option<Spanned<String>>,
+    pub(crate) capacity: Option<Spanned<ByteSize>>,
+    pub(crate) capacity_warning: Option<Spanned<u8>>,
     #[serde(default)]
     pub(crate) s3: S3,
 }
@@ -213,7 +218,7 @@ mod tests {
         );
         assert_eq!(
             refused("[repository]\nzzz = 1\n"),
-            "backup.toml:2: unknown key 'zzz' | known keys here are url, s3"
+            "backup.toml:2: unknown key 'zzz' | known keys here are url, capacity, capacity_warning, s3"
         );
     }
 

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
+use tokio::sync::Notify;
 
 use super::Warnings;
 use crate::format::{ClusterEntry, Condition};
@@ -13,6 +14,7 @@ use crate::repository::running::RunningCluster;
 pub struct Findings {
     warnings: Warnings,
     found: Arc<Mutex<Found>>,
+    start_known: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -37,6 +39,7 @@ impl Findings {
     /// From where on the backup will need the log of its cluster: told to others while it runs.
     pub(crate) fn set_start(&self, start: RunningCluster) {
         self.lock().start = Some(start);
+        self.start_known.notify_one();
     }
 
     /// Of which cluster the backup is.
@@ -51,6 +54,11 @@ impl Findings {
 
     pub(super) fn condition(&self) -> Condition {
         self.lock().condition
+    }
+
+    /// Waits until [`start`](Self::start) is known, once. Cancel safe.
+    pub(super) async fn start_known(&self) {
+        self.start_known.notified().await;
     }
 
     pub(super) fn start(&self) -> Option<RunningCluster> {

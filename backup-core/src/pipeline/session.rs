@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use object_store::{ObjectStoreExt, PutPayload};
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -24,6 +24,8 @@ use crate::source::BytesSource;
 
 /// How often a run says that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(30);
+/// For so long after they were looked at volumes are taken to be there: less than the least grace of a prune.
+const STILL_THERE: SignedDuration = SignedDuration::from_mins(10);
 /// How long removing what a failed run has written may take.
 const CLEANUP_DEADLINE: Duration = Duration::from_secs(20);
 /// The stream that describes the backup.
@@ -116,7 +118,12 @@ impl Session {
 
         let finished = context.clock.now();
         let manifest = self.manifest(streams, started, finished);
-        self.unless_cancelled(check_presence(&context, &manifest)).await?;
+        // Whoever was stopped in between (a suspended machine) may have been taken for dead.
+        let mut looked = Timestamp::MIN;
+        while context.clock.now().duration_since(looked) > STILL_THERE {
+            looked = context.clock.now();
+            self.unless_cancelled(check_presence(&context, &manifest)).await?;
+        }
         let bytes = manifest
             .encode_signed(&context.data_key, context.signing_key.as_ref())
             .map_err(|e| Error::internal(Stage::Commit, "the manifest cannot be written").with_source(e))?;
@@ -225,7 +232,13 @@ impl Beat {
 /// Renews `running.json` until it is told to stop. A beat that fails is not an error: the next may succeed, and the upload itself will tell.
 async fn keep_alive(beat: Beat, stop: CancellationToken) {
     let context = &beat.context;
-    while tokio::time::timeout(HEARTBEAT, stop.cancelled()).await.is_err() {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            // Until then nothing of the log of the target is removed.
+            () = beat.findings.start_known() => {}
+            () = tokio::time::sleep(HEARTBEAT) => {}
+        }
         let Ok(payload) = beat.payload() else { return };
         if let Err(error) = context.repository.store().put(&context.path.running(), payload).await {
             tracing::warn!(%error, "cannot renew running.json");

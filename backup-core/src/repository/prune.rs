@@ -23,7 +23,7 @@ use jiff::SignedDuration;
 use object_store::path::Path;
 
 use super::Repository;
-use super::layout::TargetName;
+use super::layout::{BackupPath, TargetName};
 use super::retention::wal::{Plan, RunningBackup};
 use super::retention::{self, Facts, Rules};
 use crate::clock::{Clock, SystemClock};
@@ -33,6 +33,11 @@ use gather::Holdings;
 use remove::Remover;
 
 pub use report::{BackupReport, Problem, Removed, Report, TargetReport, UnfinishedReport, WalFate, WalReport};
+
+/// Bytes of a run that has not ended.
+pub(super) async fn unfinished_size(repository: &Repository, path: BackupPath) -> Result<u64> {
+    Ok(gather::unfinished(repository, path).await?.map_or(0, |run| run.size.bytes))
+}
 
 /// For how long nothing is removed that has no manifest, and no backup that came just now, unless set.
 pub const GRACE_DEFAULT: SignedDuration = SignedDuration::from_hours(24);
@@ -131,6 +136,19 @@ impl Prune {
         (report.removed, report.problems, report.problem_count) = remover.into_totals();
         report.removed += report.staging;
         Ok(report)
+    }
+
+    /// What of the log of a target is kept, as things stand, and why. Removes nothing. Cancel safe.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn plan_log(&self, target: &TargetName) -> Result<Plan> {
+        let clocks = Clocks::read(self).await?;
+        let rules = self.of_target.get(target).unwrap_or(&self.rules);
+        let holdings = Holdings::gather(&self.repository, target, clocks).await?;
+        let verdicts = retention::decide(&holdings.facts, &holdings.archives, rules, clocks.now);
+        let running: Vec<RunningBackup> = holdings.unfinished.iter().map(gather::Unfinished::as_running).collect();
+        Ok(Plan::new(&holdings.facts, &verdicts, &holdings.archives, &running, clocks.now))
     }
 
     async fn prune_target(&self, target: &TargetName, clocks: Clocks, remover: &Remover<'_>) -> Result<TargetReport> {

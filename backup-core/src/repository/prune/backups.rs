@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use futures::{StreamExt, TryStreamExt};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use object_store::{ObjectMeta, ObjectStore};
 
 use super::Prune;
@@ -16,6 +16,8 @@ use crate::repository::Repository;
 use crate::repository::layout::{BackupId, BackupPath, MANIFEST, RUNNING, TargetName};
 use crate::repository::retention::{Facts, Reason, Verdict, keep_required};
 
+/// For so long what was seen of a run is taken to be so.
+const STILL_SO: SignedDuration = SignedDuration::from_mins(10);
 /// Objects of one backup that are deleted at once.
 const DELETES: usize = 8;
 
@@ -102,16 +104,21 @@ pub(super) async fn sweep(
     let mut reports = Vec::with_capacity(runs.len());
     for run in runs {
         // Again, since what was looked at may have gone on meanwhile.
+        let looked = prune.clock.now();
         let Some(run) = unfinished(&prune.repository, run.path.clone()).await? else { continue };
-        let kept = run.newest > old_before;
+        let mut kept = run.newest > old_before;
         if !kept {
             // The mark of the run last: while it is there it tells whose the rest is.
             let (mark, rest): (Vec<ObjectMeta>, Vec<ObjectMeta>) = list(&prune.repository, &run.path)
                 .await?
                 .into_iter()
                 .partition(|object| object.location.filename() == Some(RUNNING));
-            remove_all(rest.into_iter(), remover).await?;
-            remove_all(mark.into_iter(), remover).await?;
+            // Whoever was stopped in between (a suspended machine) knows nothing of it any more.
+            kept = prune.clock.now().duration_since(looked) > STILL_SO;
+            if !kept {
+                remove_all(rest.into_iter(), remover).await?;
+                remove_all(mark.into_iter(), remover).await?;
+            }
         }
         reports.push(UnfinishedReport { id: run.path.id.clone(), newest: run.newest, size: run.size, kept });
     }

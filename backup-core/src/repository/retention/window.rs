@@ -33,24 +33,25 @@ pub(super) fn reasons(
             Some((*i, entry))
         };
         let backups: Vec<(usize, &ClusterEntry)> = good.iter().filter_map(of_cluster).collect();
-        let within = backups.iter().filter(|(_, entry)| entry.stopped > start);
-        found.extend(within.map(|(i, _)| (*i, Reason::Window)));
-        let mut before: Vec<(usize, &ClusterEntry)> = backups;
-        before.retain(|(_, entry)| entry.stopped <= start);
-        found.extend(anchors(&before, archive, start).into_iter().map(|i| (i, Reason::WindowStart)));
+        let (within, before): (Vec<_>, Vec<_>) = backups.into_iter().partition(|(_, entry)| entry.stopped > start);
+        // A timeline lives in the window if log came of it, or a backup.
+        let since = start.checked_sub(SKEW).unwrap_or(Timestamp::MIN);
+        let came = archive.timelines.iter().filter(|(_, log)| log.written >= since).map(|(timeline, _)| *timeline);
+        let live: BTreeSet<Timeline> = came.chain(within.iter().map(|(_, entry)| entry.timeline)).collect();
+        found.extend(within.iter().map(|(i, _)| (*i, Reason::Window)));
+        found.extend(anchors(&before, archive, &live).into_iter().map(|i| (i, Reason::WindowStart)));
     }
     found
 }
 
-/// The backups that lead into the window, of those that ended before it.
-fn anchors(before: &[(usize, &ClusterEntry)], archive: &Archive, start: Timestamp) -> BTreeSet<usize> {
+/// The backups that lead into the window, of those that ended before it, for the timelines that live in it.
+fn anchors(before: &[(usize, &ClusterEntry)], archive: &Archive, live: &BTreeSet<Timeline>) -> BTreeSet<usize> {
     let newest = |timeline: Timeline, fits: &dyn Fn(&ClusterEntry) -> bool| {
         let fitting = before.iter().filter(|(_, entry)| entry.timeline == timeline && fits(entry));
         fitting.max_by_key(|(_, entry)| (entry.stopped, entry.stop_lsn)).map(|(i, _)| *i)
     };
-    let since = start.checked_sub(SKEW).unwrap_or(Timestamp::MIN);
     let mut found = BTreeSet::new();
-    for (timeline, _) in archive.timelines.iter().filter(|(_, log)| log.written >= since) {
+    for timeline in live {
         if let Some(own) = newest(*timeline, &|_| true) {
             found.insert(own);
             continue;
