@@ -316,7 +316,7 @@ pub(crate) async fn a_prune_leaves_the_newest_and_nothing_of_what_is_too_old(sto
         assert!(!left.iter().any(|name| name.contains(gone.id.as_str())), "{left:?}");
     }
     assert!(store.embedder.restore(&newest, 0..u64::MAX).await.unwrap() == data);
-    assert_eq!(kept(&prune(5).run(&[target()]).await.unwrap()), [newest.id.clone()], "the pin is over");
+    assert_eq!(kept(&prune(5).run(&[target()]).await.unwrap()), std::slice::from_ref(&newest.id), "the pin is over");
     assert_eq!(repository.unpin(&pinned).await.unwrap(), 1);
 }
 

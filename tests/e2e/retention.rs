@@ -18,7 +18,11 @@ use crate::recovery::documented;
 
 /// Makes all of a repository older than the grace.
 fn age(repository: &Path) {
-    let then = SystemTime::now() - Duration::from_secs(3 * 86_400);
+    touch(repository, SystemTime::now() - Duration::from_secs(3 * 86_400));
+}
+
+/// Makes all of a repository as old as that.
+fn touch(repository: &Path, then: SystemTime) {
     for name in files_below(repository) {
         File::options().write(true).open(repository.join(name)).unwrap().set_modified(then).unwrap();
     }
@@ -225,6 +229,10 @@ fn what_is_stored_is_told_and_a_budget_that_is_used_up_is_a_warning() {
     let config = host.write("backup.toml", "[repository]\ncapacity = \"1TB\"\ncapacity_warning = 100\n");
     host.backup(["list", "--usage", "--config"]).args([config]).run().succeeded().saying("is used to 1 %");
     host.backup(["list", "nobody", "--usage"]).run().failed(10);
+    // Where it is configured, a save tells, too, and is none the worse.
+    let config = host.write("backup.toml", "[repository]\ncapacity_warning = 1\n");
+    let saved = host.backup(["save", "app", "--config"]).args([config]).stdin("x").run().succeeded();
+    assert!(saved.stderr.contains("warning: the file system of"), "{saved}");
 }
 
 #[tokio::test]
@@ -270,10 +278,7 @@ async fn a_base_backup_that_is_running_says_from_where_on_it_needs_the_log_and_a
     let target = &report["targets"][0];
     assert_eq!(target["unfinished"][0]["kept"], json!(true), "{report}");
     let stored = host.stored();
-    assert!(
-        stored.iter().any(|name| mark(name)) && stored.iter().any(|name| name.contains(&first)),
-        "{first}: {stored:?}"
-    );
+    assert!(stored.iter().any(mark) && stored.iter().any(|name| name.contains(&first)), "{first}: {stored:?}");
     running.signal(Signal::TERM);
     running.wait();
 }
@@ -357,6 +362,8 @@ async fn of_a_cluster_every_kept_backup_and_the_oldest_moment_of_the_window_come
         "{checked}"
     );
 
+    // By these times a restore judges how far the log reaches.
+    touch(&host.repository(), SystemTime::now());
     for (id, target, expected) in [
         (&anchor, vec!["--target-time".to_owned(), window.to_string()], "1 2 3"),
         (&within, vec!["--target".to_owned(), "immediate".to_owned()], "1 2 3 4"),

@@ -13,6 +13,7 @@ use backup_core::{Error, Result};
 
 use crate::args::SaveArgs;
 use crate::audit::Run;
+use crate::config::Origin;
 use crate::exit::Exit;
 use crate::input::Input;
 use crate::output::{Output, bytes, write_stdout};
@@ -87,8 +88,12 @@ async fn prepare(app: &App, target: &TargetName, input: &Input, run: &mut Run) -
     input.add_to(app, target, backup, &findings).await
 }
 
-/// Says when a local repository's disk is nearly full: what was saved is saved, but the next may not be. Of a budget only a listing would tell.
+/// Says when a local repository's disk is nearly full, where somebody has said when that is: what was saved is saved, but the next may not be. Of a
+/// budget only a listing would tell.
 fn tell_if_full(app: &App, repository: &Repository) {
+    if app.config.capacity_warning.origin == Origin::Default {
+        return;
+    }
     match repository.file_system() {
         Ok(Some(capacity)) if capacity.percent() >= u64::from(app.config.capacity_warning.value) => {
             app.output.warning(usage::describe(repository, &capacity));

@@ -18,6 +18,8 @@ use crate::repository::retention::{Facts, Reason, Verdict, keep_required};
 
 /// For so long what was seen of a run is taken to be so.
 const STILL_SO: SignedDuration = SignedDuration::from_mins(10);
+/// Backups that are looked at at once.
+const LOOKS: usize = 8;
 /// Objects of one backup that are deleted at once.
 const DELETES: usize = 8;
 
@@ -30,17 +32,23 @@ pub(super) async fn look_at_doomed(
     old_before: Timestamp,
 ) -> Result<BTreeMap<BackupId, Removed>> {
     let mut sizes = BTreeMap::new();
-    for verdict in verdicts.iter_mut().filter(|verdict| !verdict.is_kept()) {
-        let path = target.backup(&verdict.id);
+    let doomed: Vec<usize> = (0..facts.len()).filter(|&i| !verdicts[i].is_kept()).collect();
+    let look = |i: usize| async move {
+        let path = target.backup(&facts[i].id);
+        list(&prune.repository, &path).await.map(|objects| (i, objects))
+    };
+    let mut looked = futures::stream::iter(doomed).map(look).buffer_unordered(LOOKS);
+    while let Some((i, objects)) = looked.try_next().await? {
         let mut size = Removed::default();
-        for object in list(&prune.repository, &path).await? {
+        for object in objects {
             size += Removed { objects: 1, bytes: object.size };
             if object.location.filename() == Some(MANIFEST) && modified(&object) > old_before {
-                verdict.reasons.push(Reason::Young);
+                verdicts[i].reasons.push(Reason::Young);
             }
         }
-        sizes.insert(verdict.id.clone(), size);
+        sizes.insert(facts[i].id.clone(), size);
     }
+    drop(looked);
     keep_required(facts, verdicts);
     Ok(sizes)
 }
@@ -59,19 +67,18 @@ pub(super) async fn remove(
     let mut order: Vec<usize> = (0..facts.len()).filter(|&i| !verdicts[i].is_kept()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse((facts[i].started, &facts[i].id)));
     for i in order {
-        if verdicts[i].is_kept() || !sizes.contains_key(&verdicts[i].id) {
+        let Some(size) = sizes.get(&verdicts[i].id).filter(|_| !verdicts[i].is_kept()) else { continue };
+        if prune.dry_run {
+            remover.count(*size);
             continue;
         }
+        // Somebody may have pinned it since.
         let path = target.backup(&verdicts[i].id);
-        if !prune.dry_run {
-            // Somebody may have pinned it since.
-            let pins = holding(&prune.repository.pins_of(&path).await?, clocks);
-            if !pins.is_empty() {
-                let pinned = |(text, until)| Reason::Pinned { text, until };
-                verdicts[i].reasons.extend(pins.into_iter().map(pinned));
-                keep_required(facts, verdicts);
-                continue;
-            }
+        let pins = holding(&prune.repository.pins_of(&path).await?, clocks);
+        if !pins.is_empty() {
+            verdicts[i].reasons.extend(pins.into_iter().map(|(text, until)| Reason::Pinned { text, until }));
+            keep_required(facts, verdicts);
+            continue;
         }
         if !remove_one(&prune.repository, &path, remover).await? {
             verdicts[i].reasons.push(Reason::NotDeleted);

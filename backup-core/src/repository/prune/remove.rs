@@ -49,8 +49,13 @@ impl<'a> Remover<'a> {
                 }
             }
         }
-        self.lock().removed += Removed { objects: 1, bytes };
+        self.count(Removed { objects: 1, bytes });
         Ok(true)
+    }
+
+    /// Counts what is gone, or would be.
+    pub(super) fn count(&self, size: Removed) {
+        self.lock().removed += size;
     }
 
     /// Notes what could not be done.
