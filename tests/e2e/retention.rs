@@ -298,6 +298,7 @@ async fn of_a_cluster_every_kept_backup_and_the_oldest_moment_of_the_window_come
     archived(&server).await;
     server.sql(&insert(1)).await;
     let pinned = site.saving(&server).args(["--no-wal"]).run().id();
+    let old = site.back_up(&server);
     archived(&server).await;
     server.sql(&insert(2)).await;
     archived(&server).await;
@@ -318,6 +319,7 @@ async fn of_a_cluster_every_kept_backup_and_the_oldest_moment_of_the_window_come
 
     let host = site.host();
     host.backup(["pin", &pinned, "--reason", "no log of its own"]).run().succeeded();
+    host.backup(["pin", &old, "--reason", "with its own"]).run().succeeded();
     age(&host.repository());
     let none = "daily = \"none\"\nweekly = \"none\"\nmonthly = \"none\"\n";
     host.write("backup.toml", format!("[retention]\n{none}wal = \"30 minutes\"\n"));
@@ -368,6 +370,7 @@ async fn of_a_cluster_every_kept_backup_and_the_oldest_moment_of_the_window_come
         (&anchor, vec!["--target-time".to_owned(), window.to_string()], "1 2 3"),
         (&within, vec!["--target".to_owned(), "immediate".to_owned()], "1 2 3 4"),
         (&pinned, vec!["--target".to_owned(), "immediate".to_owned()], "1"),
+        (&old, vec!["--target".to_owned(), "immediate".to_owned()], "1"),
         (&within, vec![], "1 2 3 4 5"),
     ] {
         server.stop();
