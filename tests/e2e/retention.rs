@@ -34,6 +34,11 @@ fn now() -> Timestamp {
 
 /// A backup of every day at two o'clock, from so many days ago on; what each holds, by id.
 fn save_daily(host: &Host, days: i64) -> BTreeMap<String, String> {
+    save_on(host, (1..=days).rev())
+}
+
+/// The same of single days, each so many days ago.
+fn save_on(host: &Host, days: impl Iterator<Item = i64>) -> BTreeMap<String, String> {
     let today: Timestamp = format!("{}T02:00:00Z", now().strftime("%Y-%m-%d")).parse().unwrap();
     let save = |day: i64| {
         let at = today - SignedDuration::from_hours(24 * day);
@@ -41,7 +46,7 @@ fn save_daily(host: &Host, days: i64) -> BTreeMap<String, String> {
         let run = host.backup(["save", "app"]).env("BACKUP_UNDER_TEST_NOW", at.to_string());
         (run.stdin(data.as_str()).run().id(), data)
     };
-    (1..=days).rev().map(save).collect()
+    days.map(save).collect()
 }
 
 fn pruned(host: &Host, arguments: &[&str]) -> Value {
@@ -115,7 +120,7 @@ fn rules_of_a_target_are_its_own() {
 #[test]
 fn a_pinned_backup_stays_until_it_is_unpinned_and_both_are_recorded() {
     let host = Host::initialised(BACKUP);
-    let saved = save_daily(&host, 400);
+    let saved = save_on(&host, [400, 3, 2, 1].into_iter());
     let oldest = saved.keys().next().unwrap();
     host.backup(["pin", oldest, "--reason", "for the auditors", "--until", "2999-01-01"]).run().succeeded();
     host.backup(["pin", oldest, "--reason", "in court"]).run().succeeded();
