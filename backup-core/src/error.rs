@@ -179,6 +179,13 @@ impl Error {
         text
     }
 
+    /// The same error once more, with its causes as text.
+    pub(crate) fn repeated(&self) -> Self {
+        let mut again = Self::new(self.0.kind, self.0.stage, self.in_one_line());
+        again.0.hint.clone_from(&self.0.hint);
+        again
+    }
+
     /// Whether the same call may succeed later without any change.
     pub fn is_retryable(&self) -> bool {
         self.0.kind == ErrorKind::Unavailable

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!             ┌───────── one compute job ─────────┐
-//! Source ─▶ Cutter ─▶ compress ─▶ seal ─▶ VolumeWriter ─▶ Parts ─▶ ObjectUpload ─▶ Repository
+//!                                                                ┌─▶ ObjectUpload ─▶ Repository
+//! Source ─▶ Cutter ─▶ compress ─▶ seal ─▶ VolumeWriter ─▶ Parts ─┼─▶ ObjectUpload ─▶ Repository
 //! source     chunk    compress    encrypt   upload          upload   upload          repository
 //! ```
 //!
@@ -14,6 +15,7 @@ mod compute;
 mod findings;
 mod lane;
 mod limits;
+mod outcome;
 mod progress;
 mod session;
 mod stream;
@@ -21,6 +23,7 @@ mod stream;
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +32,7 @@ pub use buffer::{Buffer, BufferPool};
 pub use compute::ComputePool;
 pub use findings::Findings;
 pub use limits::{CHUNK_SIZE_DEFAULT, Limits, Share, VOLUME_CHUNKS_DEFAULT};
+pub use outcome::{Outcome, OutcomeState, Outcomes};
 pub use progress::{Counters, Event, Observer, Progress, Warnings};
 
 pub(crate) use compute::{Pending, Workspace};
@@ -42,10 +46,10 @@ use crate::encrypt::{DataKey, Suite};
 use crate::error::{Error, Result, Stage};
 use crate::format::{Kind, Manifest, WRAPS_MAX};
 use crate::keys::{EncryptionContext, Recipient, wrap_for_all};
-use crate::repository::Repository;
 use crate::repository::layout::{BackupId, StreamName, TargetName};
+use crate::repository::{LAG_DEFAULT, Repositories};
 use crate::source::{Lane, Single, Source};
-use crate::upload::SharedParts;
+use crate::upload::{Race, SharedParts};
 use lane::LaneRun;
 use session::Session;
 use stream::Context;
@@ -70,7 +74,8 @@ use stream::Context;
 /// ```
 #[must_use]
 pub struct Backup {
-    repository: Repository,
+    repositories: Repositories,
+    optional_lag: Duration,
     target: TargetName,
     kind: Kind,
     recipients: Vec<Arc<dyn Recipient>>,
@@ -81,7 +86,7 @@ pub struct Backup {
     details: serde_json::Value,
     compression: Compression,
     suite: Suite,
-    limits: Limits,
+    limits: Option<Limits>,
     pool: Option<ComputePool>,
     clock: Arc<dyn Clock>,
     observer: Option<Arc<dyn Observer>>,
@@ -90,11 +95,12 @@ pub struct Backup {
 }
 
 impl Backup {
-    /// A backup of `target` into `repository`, with defaults for all else: zstd level 3, AES-256-GCM, limits that suit the repository.
-    pub fn new(repository: Repository, target: TargetName) -> Self {
-        let limits = Limits::for_parts_of(repository.part_bytes());
+    /// A backup of `target` into a repository, or into several at once, with defaults for all else: zstd level 3, AES-256-GCM, limits that suit
+    /// the repositories. Several must be open ([`Repositories::open_all`]).
+    pub fn new(repositories: impl Into<Repositories>, target: TargetName) -> Self {
         Self {
-            repository,
+            repositories: repositories.into(),
+            optional_lag: LAG_DEFAULT,
             target,
             kind: Kind::Stream,
             recipients: Vec::new(),
@@ -104,7 +110,7 @@ impl Backup {
             details: serde_json::Value::Null,
             compression: Compression::default(),
             suite: Suite::default(),
-            limits,
+            limits: None,
             pool: None,
             clock: Arc::new(SystemClock),
             observer: None,
@@ -180,7 +186,13 @@ impl Backup {
 
     /// Memory, threads and sizes.
     pub fn limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
+        self.limits = Some(limits);
+        self
+    }
+
+    /// How long an optional repository may keep the others waiting before the backup goes on without it; [`LAG_DEFAULT`] unless set.
+    pub fn optional_lag(mut self, lag: Duration) -> Self {
+        self.optional_lag = lag;
         self
     }
 
@@ -219,11 +231,15 @@ impl Backup {
     pub(crate) fn lanes_that_fit(&self, most: usize, thin: usize) -> usize {
         let plan = |lanes: usize| {
             let shares = [vec![Share::Full; lanes], vec![Share::Thin; thin]].concat();
-            self.limits.for_backup(self.compression, &shares)
+            self.limits_or_default().for_backup(self.compression, &shares)
         };
         let Ok(one) = plan(1) else { return 1 };
         let fits = |plan: BackupPlan| plan.workers >= one.workers && plan.limits == one.limits;
         (2..=most).rev().find(|&lanes| plan(lanes).is_ok_and(fits)).unwrap_or(1)
+    }
+
+    fn limits_or_default(&self) -> Limits {
+        self.limits.unwrap_or_else(|| Limits::for_parts_of(self.repositories.part_bytes()))
     }
 
     /// Starts the backup on the current tokio runtime. Fails, before anything is touched, when the options cannot be right.
@@ -233,7 +249,7 @@ impl Backup {
     pub fn start(self) -> Result<BackupHandle> {
         self.check()?;
         let shares: Vec<Share> = self.lanes.iter().map(|lane| lane.share).collect();
-        let plan = self.limits.for_backup(self.compression, &shares)?;
+        let plan = self.limits_or_default().for_backup(self.compression, &shares)?;
         let workers = std::num::NonZero::new(plan.workers).unwrap_or(std::num::NonZero::<usize>::MIN);
         let pool = self.pool.map_or_else(|| ComputePool::new(workers), Ok)?;
         let id = BackupId::generate(self.clock.as_ref());
@@ -241,6 +257,17 @@ impl Backup {
         let handle_id = id.clone();
         let (handle_counters, stop) = (Arc::clone(&counters), self.cancel.clone());
         let user = self.cancel;
+        let (parts_shared, run_stop) = (SharedParts::new(plan.parts_shared), user.child_token());
+        let waiting = parts_shared.waiting().clone();
+        let race = Race::new(&self.repositories, self.optional_lag, waiting, Some(run_stop.clone()))?;
+        let race = Arc::new(match self.observer.clone() {
+            Some(observer) => race.telling(Box::new(move |repository, error| {
+                let (repository, error) = (repository.to_owned(), error.in_one_line());
+                observer.event(&Event::Dropped { repository, error });
+            })),
+            None => race,
+        });
+        let outcomes = Outcomes(Arc::clone(&race));
         let run = async move {
             let data_key = DataKey::generate();
             let encryption_context = EncryptionContext::of_backup(&self.target);
@@ -250,7 +277,7 @@ impl Backup {
             };
             let context = Context {
                 path: self.target.backup(&id),
-                repository: self.repository,
+                race,
                 data_key,
                 wraps,
                 signing_key: self.signing_key,
@@ -261,18 +288,18 @@ impl Backup {
                 plan,
                 pool,
                 buffers: BufferPool::new(plan.limits.chunk_size as usize),
-                parts_shared: SharedParts::new(plan.parts_shared),
+                parts_shared,
                 counters,
                 clock: self.clock,
                 observer: self.observer,
                 names: Mutex::new(HashSet::from([DETAILS.parse()?])),
-                stop: user.child_token(),
+                stop: run_stop,
             };
             let session =
                 Session { context: Arc::new(context), kind: self.kind, details: self.details, findings: self.findings };
             session.run(self.lanes).await
         };
-        Ok(BackupHandle { id: handle_id, counters: handle_counters, cancel: stop, task: tokio::spawn(run) })
+        Ok(BackupHandle { id: handle_id, counters: handle_counters, outcomes, cancel: stop, task: tokio::spawn(run) })
     }
 
     fn check(&self) -> Result<()> {
@@ -317,6 +344,7 @@ impl fmt::Debug for Backup {
 pub struct BackupHandle {
     id: BackupId,
     counters: Arc<Counters>,
+    outcomes: Outcomes,
     cancel: CancellationToken,
     task: JoinHandle<Result<Manifest>>,
 }
@@ -337,12 +365,18 @@ impl BackupHandle {
         Arc::clone(&self.counters)
     }
 
+    /// What became of it in each repository, to be read while [`wait`](Self::wait) has the handle, and afterwards.
+    pub fn outcomes(&self) -> Outcomes {
+        self.outcomes.clone()
+    }
+
     /// Asks the backup to stop; [`wait`](Self::wait) then tells when it has cleaned up.
     pub fn cancel(&self) {
         self.cancel.cancel();
     }
 
-    /// Waits for the end. A backup is complete, durable and visible if and only if this returns a manifest.
+    /// Waits for the end. A backup is complete, durable and visible in every required repository if and only if this returns a manifest; what
+    /// became of it in optional ones, [`outcomes`](Self::outcomes) tell.
     ///
     /// Not cancel safe: dropping the future drops the handle, which cancels the backup.
     pub async fn wait(mut self) -> Result<Manifest> {

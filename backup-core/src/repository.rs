@@ -17,6 +17,7 @@ pub(crate) mod rewraps;
 pub mod runs;
 pub(crate) mod s3;
 mod sealed;
+mod several;
 mod trust;
 pub mod verify;
 
@@ -40,6 +41,8 @@ pub use failure::storage_error;
 pub use location::{LOCAL_PART_BYTES, Location, REMOTE_PART_BYTES};
 pub(crate) use put::is_taken;
 pub use s3::S3Options;
+pub use several::{LAG_DEFAULT, Member, Repositories};
+pub(crate) use several::{no_required, too_late};
 pub use trust::is_untrusted;
 
 /// An open repository. Cheap to clone.

@@ -21,6 +21,9 @@ use crate::restore::{MemorySink, OpenBackup};
 use crate::source::{BytesSource, Lane, Named, Piece, Source};
 use crate::{Error, ErrorKind, Result, Stage};
 
+pub(crate) mod faulty;
+mod several;
+
 /// Gives the pieces it was made with, then ends as it was told.
 #[derive(Debug)]
 struct Pieces(std::vec::IntoIter<Bytes>, bool);

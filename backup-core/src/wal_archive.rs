@@ -43,7 +43,7 @@ use crate::postgres::wal::SystemIdentifier;
 use crate::repository::Repository;
 use crate::repository::layout::TargetName;
 
-pub use archiver::{Archiver, ArchiverOptions, Pushed};
+pub use archiver::{Archiver, ArchiverOptions, Missed, MissedCallback, Pushed};
 pub use epoch::Epochs;
 pub use fetcher::{Fetched, Fetcher, FetcherOptions, Placed};
 pub use inventory::{ClusterInventory, Inventory, ReadyFiles, SegmentRange, TimelineInventory};

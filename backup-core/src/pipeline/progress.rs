@@ -22,7 +22,7 @@ pub struct Progress {
     pub plain_bytes: u64,
     /// Compressed and encrypted bytes: made, or opened.
     pub sealed_bytes: u64,
-    /// Bytes that the store has acknowledged, or delivered.
+    /// Bytes that the store has acknowledged, or delivered. Of several repositories that are written, the first that is required.
     pub transferred_bytes: u64,
     /// Time spent waiting for the source or for the sink.
     pub end_stall: Duration,
@@ -83,7 +83,14 @@ pub enum Event {
         /// Its plaintext in bytes.
         bytes: u64,
     },
-    /// The manifest is there: the backup is complete, durable and visible.
+    /// The backup goes on without an optional repository, which failed or kept the others waiting.
+    Dropped {
+        /// The repository's name.
+        repository: String,
+        /// Why.
+        error: String,
+    },
+    /// The manifest is there, in every required repository: the backup is complete, durable and visible.
     Committed {
         /// The backup's id.
         id: String,

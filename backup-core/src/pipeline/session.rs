@@ -1,6 +1,7 @@
 //! A backup from its first object to its manifest: the parts around the streams.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +10,9 @@ use jiff::Timestamp;
 use object_store::{ObjectStoreExt, PutPayload};
 use serde::Serialize;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::findings::Findings;
 use super::lane::LaneRun;
@@ -18,13 +21,16 @@ use super::progress::Event;
 use super::stream::{Context, Halt, write_stream};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{Kind, Manifest, RecipientName, StreamEntry};
-use crate::repository::is_taken;
+use crate::repository::{Repository, is_taken};
 use crate::source::BytesSource;
+use crate::upload::Racer;
 
 /// How often a run says that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 /// How long removing what a failed run has written may take.
 const CLEANUP_DEADLINE: Duration = Duration::from_secs(20);
+/// The same in a repository that the run went on without: it is most likely away.
+const DROPPED_CLEANUP_DEADLINE: Duration = Duration::from_secs(5);
 /// The stream that describes the backup.
 pub(crate) const DETAILS: &str = "details";
 
@@ -56,28 +62,24 @@ struct Details<'a> {
 }
 
 impl Session {
-    /// Runs to the manifest; on failure removes what it has written.
-    pub(super) async fn run(&self, lanes: Vec<LaneRun>) -> Result<Manifest> {
+    /// Runs to the manifest; on failure removes what it has written, in all repositories.
+    pub(super) async fn run(self, lanes: Vec<LaneRun>) -> Result<Manifest> {
         let context = Arc::clone(&self.context);
         let started = context.clock.now();
+        let race = Arc::clone(&context.race);
+        let watching = AbortOnDropHandle::new(tokio::spawn(async move { race.watch().await }));
         let written = self.write(lanes, started).await;
+        drop(watching);
         match written {
             Ok(manifest) => {
-                // Only a leftover, and not worth failing a backup that is complete.
-                if let Err(error) = context.repository.store().delete(&context.path.running()).await {
-                    tracing::warn!(%error, "cannot remove running.json");
-                }
+                self.tidy().await;
                 Ok(manifest)
             }
-            // Another run has this name, and with it all that is stored there.
-            Err(error) if error.stage() == Stage::Setup && is_taken(&error) => Err(error),
             Err(error) => {
-                let removed = tokio::time::timeout(CLEANUP_DEADLINE, remove_all(&context)).await;
-                let removed = removed.unwrap_or_else(|_| {
-                    let message = format!("removing what was written of backup {} took too long", context.path.id);
-                    Err(Error::new(ErrorKind::Unavailable, Stage::Upload, message))
-                });
-                Err(match removed {
+                for racer in context.race.racers() {
+                    racer.committed.store(false, Ordering::Release);
+                }
+                Err(match removed(&context, context.race.racers(), CLEANUP_DEADLINE).await {
                     Err(cleanup) if error.cleanup().is_none() => error.with_cleanup(cleanup),
                     _ => error,
                 })
@@ -85,26 +87,33 @@ impl Session {
         }
     }
 
+    /// After all is done. What is left is not worth failing a backup that is complete.
+    async fn tidy(&self) {
+        let context = &self.context;
+        let stored = context.race.racers().filter(|racer| racer.committed.load(Ordering::Acquire));
+        let beats = futures::future::join_all(stored.map(|racer| async move {
+            let removing = racer.repository.store().delete(&context.path.running()).await;
+            if let Err(error) = removing {
+                tracing::warn!(%error, repository = %racer.repository, "cannot remove running.json");
+            }
+        }));
+        // Where it may have become visible all of it stays; what else dropped out is of no use.
+        let dropped = context.race.racers().filter(|r| r.is_out() && !r.committing.load(Ordering::Acquire));
+        let (beats, removed) = tokio::join!(
+            tokio::time::timeout(CLEANUP_DEADLINE, beats),
+            removed(context, dropped, DROPPED_CLEANUP_DEADLINE)
+        );
+        if beats.is_err() {
+            tracing::warn!("removing running.json took too long");
+        }
+        if let Err(error) = removed {
+            tracing::warn!(%error, "something is left of the backup in a repository that it went on without");
+        }
+    }
+
     async fn write(&self, lanes: Vec<LaneRun>, started: Timestamp) -> Result<Manifest> {
         let context = Arc::clone(&self.context);
-        // Also finds out, before anything is read, whether this host may write here.
-        let (payload, of) = (running(&context, started)?, Arc::clone(&context));
-        let mut begun = tokio::spawn(async move { of.repository.put_once(&of.path.running(), payload).await });
-        let begun = tokio::select! {
-            biased;
-            () = context.stop.cancelled() => {
-                // Not dropped in the middle: it could finish after everything was removed.
-                return Err(match tokio::time::timeout(CLEANUP_DEADLINE, begun).await {
-                    Ok(Ok(Err(error))) if is_taken(&error) => error.at(Stage::Setup),
-                    _ => Error::cancelled(Stage::Setup),
-                });
-            }
-            begun = &mut begun => begun,
-        };
-        begun
-            .map_err(|e| Error::internal(Stage::Setup, "writing running.json panicked").with_source(e))?
-            .map_err(|e| e.at(Stage::Setup))?;
-
+        self.begin(started).await?;
         let beating = CancellationToken::new();
         let heartbeat = tokio::spawn(keep_alive(Arc::clone(&context), started, beating.clone()));
         let streams = self.write_streams(lanes).await;
@@ -114,15 +123,76 @@ impl Session {
         let streams = streams?;
 
         let finished = context.clock.now();
-        let manifest = self.manifest(streams, started, finished);
-        self.unless_cancelled(check_presence(&context, &manifest)).await?;
+        let manifest = Arc::new(self.manifest(streams, started, finished));
+        let (of, listed) = (Arc::clone(&context), Arc::clone(&manifest));
+        let present = context.race.everywhere(move |racer| {
+            let (context, manifest) = (Arc::clone(&of), Arc::clone(&listed));
+            async move { check_presence(&context, &racer.repository, &manifest).await }
+        });
+        self.unless_cancelled(present).await?;
+        self.commit(&manifest).await?;
+        context.tell(&Event::Committed { id: manifest.id.clone() });
+        Ok(Arc::unwrap_or_clone(manifest))
+    }
+
+    /// Writes `running.json`. That also finds out, before anything is read, whether this host may write there.
+    async fn begin(&self, started: Timestamp) -> Result<()> {
+        let context = Arc::clone(&self.context);
+        let payload = running(&context, started)?;
+        let begin = async move {
+            let of = Arc::clone(&context);
+            let step = move |racer: Arc<Racer>| {
+                let (context, payload) = (Arc::clone(&of), payload.clone());
+                async move {
+                    let begun = racer.repository.put_once(&context.path.running(), payload).await;
+                    // Another run has this name, and with it all that is stored there.
+                    racer.taken.store(begun.as_ref().is_err_and(is_taken), Ordering::Release);
+                    begun.map_err(|e| e.at(Stage::Setup))
+                }
+            };
+            context.race.everywhere(step).await
+        };
+        let mut begun = tokio::spawn(begin);
+        tokio::select! {
+            biased;
+            () = self.context.stop.cancelled() => {
+                // Not dropped in the middle: it could finish after everything was removed.
+                Err(match tokio::time::timeout(CLEANUP_DEADLINE, begun).await {
+                    Ok(Ok(Err(error))) if is_taken(&error) => error,
+                    _ => Error::cancelled(Stage::Setup),
+                })
+            }
+            begun = &mut begun => begun
+                .map_err(|e| Error::internal(Stage::Setup, "writing running.json panicked").with_source(e))?,
+        }
+    }
+
+    /// Makes the backup visible: in the required repositories, and when it is in all of them, in the others. Not cancelled any more.
+    ///
+    /// Should this process end in between, it is in some of them, complete; copying it completes the rest.
+    async fn commit(&self, manifest: &Manifest) -> Result<()> {
+        let context = Arc::clone(&self.context);
         let bytes = manifest
             .encode_signed(&context.data_key, context.signing_key.as_ref())
             .map_err(|e| Error::internal(Stage::Commit, "the manifest cannot be written").with_source(e))?;
-        // From here on the backup may be visible: this is not cancelled any more.
-        context.repository.put_once(&context.path.manifest(), bytes.into()).await.map_err(|e| e.at(Stage::Commit))?;
-        context.tell(&Event::Committed { id: manifest.id.clone() });
-        Ok(manifest)
+        let payload = PutPayload::from(bytes);
+        for required in [true, false] {
+            let (of, payload) = (Arc::clone(&context), payload.clone());
+            let step = move |racer: Arc<Racer>| {
+                let (context, payload) = (Arc::clone(&of), payload.clone());
+                async move {
+                    if racer.is_required() != required {
+                        return Ok(());
+                    }
+                    racer.committing.store(true, Ordering::Release);
+                    let created = racer.repository.put_once(&context.path.manifest(), payload).await;
+                    racer.committed.store(created.is_ok(), Ordering::Release);
+                    created.map_err(|e| e.at(Stage::Commit))
+                }
+            };
+            context.race.everywhere(step).await?;
+        }
+        Ok(())
     }
 
     async fn unless_cancelled<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -156,7 +226,8 @@ impl Session {
                 }
             }
         }
-        if let Some(error) = first_failure {
+        // A repository that failed has stopped the streams.
+        if let Some(error) = first_failure.or_else(|| self.context.race.take_failure()) {
             return Err(error);
         }
         // In the order of the lanes, whichever was done first.
@@ -175,7 +246,7 @@ impl Session {
         write_stream(Arc::clone(&self.context), DETAILS.parse()?, source, Share::Thin).await.map_err(
             |halt| match halt {
                 Halt::Failed(error) => error,
-                Halt::Stopped => Error::cancelled(Stage::Commit),
+                Halt::Stopped => self.context.race.take_failure().unwrap_or_else(|| Error::cancelled(Stage::Commit)),
             },
         )
     }
@@ -221,23 +292,35 @@ fn running(context: &Context, started: Timestamp) -> Result<PutPayload> {
 async fn keep_alive(context: Arc<Context>, started: Timestamp, stop: CancellationToken) {
     while tokio::time::timeout(HEARTBEAT, stop.cancelled()).await.is_err() {
         let Ok(payload) = running(&context, started) else { return };
-        if let Err(error) = context.repository.store().put(&context.path.running(), payload).await {
-            tracing::warn!(%error, "cannot renew running.json");
-        }
+        let beats = context.race.running().map(|racer| {
+            let (context, payload) = (&context, payload.clone());
+            async move {
+                let path = context.path.running();
+                let beat = racer.repository.store().put(&path, payload);
+                // One that hangs must not keep the others from being renewed.
+                match tokio::time::timeout(HEARTBEAT, beat).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => {
+                        tracing::warn!(%error, repository = %racer.repository, "cannot renew running.json")
+                    }
+                    Err(_) => tracing::warn!(repository = %racer.repository, "renewing running.json takes too long"),
+                }
+            }
+        });
+        futures::future::join_all(beats).await;
     }
 }
 
-/// Asks the store once more for every volume and its size, before the backup becomes visible.
-async fn check_presence(context: &Context, manifest: &Manifest) -> Result<()> {
-    let store = context.repository.store();
-    let listing = store.list(Some(&context.path.prefix()));
+/// Asks a store once more for every volume and its size, before the backup becomes visible.
+async fn check_presence(context: &Context, repository: &Repository, manifest: &Manifest) -> Result<()> {
+    let listing = repository.store().list(Some(&context.path.prefix()));
     let found: std::collections::HashMap<String, u64> = listing
         .map_ok(|meta| (meta.location.filename().unwrap_or_default().to_owned(), meta.size))
         .try_collect()
         .await
-        .map_err(|e| context.repository.error(e, "list", &context.path.prefix()).at(Stage::Commit))?;
+        .map_err(|e| repository.error(e, "list", &context.path.prefix()).at(Stage::Commit))?;
     for volume in manifest.streams.iter().flat_map(|stream| &stream.volumes) {
-        let object = context.repository.address(&context.path.named(&volume.path));
+        let object = repository.address(&context.path.named(&volume.path));
         let problem = match found.get(&volume.path) {
             Some(size) if *size == volume.bytes => continue,
             Some(size) => format!("{object} has {size} bytes in the store and should have {}", volume.bytes),
@@ -248,10 +331,36 @@ async fn check_presence(context: &Context, manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
+/// Removes every object of this run from these repositories, within a deadline; the first failure that is not one of a repository that has dropped out
+/// is returned, when all were tried.
+async fn removed(context: &Context, racers: impl Iterator<Item = &Arc<Racer>>, deadline: Duration) -> Result<()> {
+    // What is still being sent would come back.
+    context.race.legs.close();
+    let begun = Instant::now();
+    let _ = tokio::time::timeout(deadline, context.race.legs.wait()).await;
+    let removing = racers.filter(|racer| !racer.taken.load(Ordering::Acquire)).map(|racer| async move {
+        let left = deadline.saturating_sub(begun.elapsed()).max(deadline / 2);
+        let late = |_| {
+            let message = format!(
+                "removing what was written of backup {} from {} took too long",
+                context.path.id, racer.repository
+            );
+            Err(Error::new(ErrorKind::Unavailable, Stage::Upload, message))
+        };
+        let removed = tokio::time::timeout(left, remove_all(context, &racer.repository)).await.unwrap_or_else(late);
+        removed.map_err(|error| (racer.is_out(), error))
+    });
+    let failures = futures::future::join_all(removing).await.into_iter().filter_map(Result::err);
+    match failures.min_by_key(|(is_out, _)| *is_out) {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
+}
+
 /// Removes every object of this run. The manifest goes first, should its creation have succeeded without our knowing.
-async fn remove_all(context: &Context) -> Result<()> {
-    let store = context.repository.store();
-    let failed = |e| context.repository.error(e, "remove", &context.path.prefix()).at(Stage::Upload);
+async fn remove_all(context: &Context, repository: &Repository) -> Result<()> {
+    let store = repository.store();
+    let failed = |e| repository.error(e, "remove", &context.path.prefix()).at(Stage::Upload);
     match store.delete(&context.path.manifest()).await {
         Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
         Err(error) => return Err(failed(error)),

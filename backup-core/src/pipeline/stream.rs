@@ -25,10 +25,9 @@ use crate::encrypt::{DataKey, SALT_LEN, Suite, VolumeKey, random, seal_record};
 use crate::error::{Error, Result, Stage};
 use crate::format::{Flag, FormatError, Header, ObjectName, Preamble, StreamEntry, VolumeEntry};
 use crate::keys::Wrap;
-use crate::repository::Repository;
 use crate::repository::layout::{BackupPath, StreamName, volume_name};
 use crate::source::Source;
-use crate::upload::{ObjectUpload, PartBudget, Parts, Record, SharedParts, VolumeWriter};
+use crate::upload::{FanOut, ObjectUpload, PartBudget, Parts, Race, Racer, Record, SharedParts, VolumeWriter};
 
 /// How long giving up an unfinished upload may take.
 const ABORT_DEADLINE: Duration = Duration::from_secs(10);
@@ -36,7 +35,7 @@ const ABORT_DEADLINE: Duration = Duration::from_secs(10);
 /// What the streams of a backup share.
 #[derive(Debug)]
 pub(super) struct Context {
-    pub(super) repository: Repository,
+    pub(super) race: Arc<Race>,
     pub(super) path: BackupPath,
     pub(super) data_key: DataKey,
     pub(super) wraps: Vec<Wrap>,
@@ -174,6 +173,8 @@ impl<'a> Reader<'a> {
     }
 
     async fn slot(&self) -> Result<OwnedSemaphorePermit, Halt> {
+        // Parts that are lists of records hold slots until they are sent.
+        let _waits = self.context.plan.rope.then(|| self.context.race.wait());
         let slot = Arc::clone(&self.slots).acquire_owned();
         self.context.counters.at_store(slot).await.map_err(|_| Halt::Stopped)
     }
@@ -312,12 +313,7 @@ impl<'a> Assembler<'a> {
     /// Gives up the volume that was being written, within a deadline; what goes wrong is attached to the first cause.
     async fn abort(&mut self, why: Result<(), Halt>) -> Result<(), Halt> {
         let Some(volume) = &mut self.volume else { return why };
-        let aborted = tokio::time::timeout(ABORT_DEADLINE, volume.abort()).await;
-        let failure = match aborted {
-            Ok(Ok(())) => return why,
-            Ok(Err(error)) => error,
-            Err(_) => Error::new(crate::ErrorKind::Unavailable, Stage::Upload, "giving up an upload took too long"),
-        };
+        let Err(failure) = volume.abort().await else { return why };
         match why {
             Err(Halt::Failed(error)) => Err(Halt::Failed(error.with_cleanup(failure))),
             other => {
@@ -339,7 +335,14 @@ fn new_volume(
     let parts =
         if context.plan.rope { Parts::of_records(part_bytes) } else { Parts::of_copies(part_bytes, budget.clone()) };
     let path = context.path.volume(name, index);
-    let upload = ObjectUpload::new(context.repository.clone(), path, Arc::clone(&context.counters));
+    let upload = |racer: &Arc<Racer>| {
+        // One that does not drop out.
+        let mut required = context.race.racers().filter(|racer| racer.is_required());
+        let first = required.next().is_some_and(|first| Arc::ptr_eq(first, racer));
+        let counters = if first { Arc::clone(&context.counters) } else { Arc::default() };
+        Some(ObjectUpload::new(racer.repository.clone(), path.clone(), counters))
+    };
+    let upload = FanOut::begin(&context.race, ABORT_DEADLINE, upload);
     VolumeWriter::new(volume_name(name, index), context.compression.codec(), key, upload, parts)
         .signed_with(context.signing_key.as_ref())
 }

@@ -75,13 +75,13 @@ impl ObjectUpload {
         while let Some(done) = self.tasks.try_join_next() {
             self.acknowledge(done)?;
         }
-        let Part { payload, permits } = part;
+        let Part { payload, permits, ticket } = part;
         let len = payload.content_length();
         let sent = self.open().await?.put_part(payload);
         self.len += len as u64;
         self.tasks.spawn(async move {
             let sent = sent.await;
-            drop(permits);
+            drop((permits, ticket));
             sent.map(|()| len)
         });
         Ok(())
@@ -123,12 +123,12 @@ impl ObjectUpload {
     }
 
     async fn put(&mut self, only: Part) -> Result<()> {
-        let Part { payload, permits } = only;
+        let Part { payload, permits, ticket } = only;
         let len = payload.content_length();
         let (repository, path) = (self.repository.clone(), self.path.clone());
         let put = async move {
             let put = repository.put_once(&path, payload).await;
-            drop(permits);
+            drop((permits, ticket));
             put
         };
         self.multipart = Multipart::Single(tokio::spawn(put));

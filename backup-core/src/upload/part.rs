@@ -9,6 +9,7 @@ use bytes::Bytes;
 use object_store::PutPayload;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::race::{Ticket, Waiting};
 use crate::error::{Error, Result, Stage};
 
 /// The parts that any stream of a backup may fill, beyond the one that each has for itself.
@@ -16,12 +17,18 @@ use crate::error::{Error, Result, Stage};
 pub(crate) struct SharedParts {
     permits: Arc<Semaphore>,
     spent: Spent,
+    waiting: Waiting,
 }
 
 impl SharedParts {
     /// So many parts.
     pub(crate) fn new(parts: usize) -> Self {
-        Self { permits: Arc::new(Semaphore::new(parts)), spent: Spent::default() }
+        Self { permits: Arc::new(Semaphore::new(parts)), spent: Spent::default(), waiting: Waiting::default() }
+    }
+
+    /// Who waits for one.
+    pub(crate) fn waiting(&self) -> &Waiting {
+        &self.waiting
     }
 }
 
@@ -40,6 +47,7 @@ impl PartBudget {
 
     /// Waits for a part. The one of its own comes back as soon as its upload ends, so this never waits for another stream.
     async fn acquire(&self, part_bytes: usize) -> Result<(Copied, OwnedSemaphorePermit)> {
+        let _waits = self.shared.waiting.enter();
         let permit = tokio::select! {
             biased;
             permit = Arc::clone(&self.own).acquire_owned() => permit,
@@ -82,7 +90,17 @@ impl Drop for Copied {
 #[derive(Debug, Default)]
 pub(crate) struct Part {
     pub(crate) payload: PutPayload,
-    pub(crate) permits: Vec<OwnedSemaphorePermit>,
+    /// Shared by all repositories that it goes to.
+    pub(crate) permits: Arc<Vec<OwnedSemaphorePermit>>,
+    /// Held until it is sent.
+    pub(crate) ticket: Option<Ticket>,
+}
+
+impl Part {
+    /// The same part, for one more repository: its memory is free when the last of them has it.
+    pub(crate) fn share(&self) -> Self {
+        Self { payload: self.payload.clone(), permits: Arc::clone(&self.permits), ticket: None }
+    }
 }
 
 /// Fills parts, one after the other.
@@ -145,13 +163,16 @@ impl Parts {
     pub(crate) fn take(&mut self) -> Part {
         match &mut self.filling {
             Filling::Copies { part, .. } => match part.take() {
-                Some((copied, permit)) => Part { payload: Bytes::from_owner(copied).into(), permits: vec![permit] },
+                Some((copied, permit)) => {
+                    let permits = Arc::new(vec![permit]);
+                    Part { payload: Bytes::from_owner(copied).into(), permits, ticket: None }
+                }
                 None => Part::default(),
             },
             Filling::Rope { records, permits, len } => {
                 *len = 0;
                 let payload = std::mem::take(records).into_iter().collect();
-                Part { payload, permits: std::mem::take(permits) }
+                Part { payload, permits: Arc::new(std::mem::take(permits)), ticket: None }
             }
         }
     }

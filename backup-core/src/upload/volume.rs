@@ -5,8 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::object::ObjectUpload;
+use super::fan_out::FanOut;
 use super::part::Parts;
+use super::race::Racer;
 use crate::chunk::{RECORD_HEAD, RECORD_TAIL_MAX};
 use crate::encrypt::signature::SigningKey;
 use crate::encrypt::{VolumeKey, seal_record};
@@ -40,7 +41,7 @@ pub(crate) struct VolumeWriter {
     file: String,
     codec: Codec,
     key: Arc<VolumeKey>,
-    upload: ObjectUpload,
+    upload: FanOut,
     parts: Parts,
     hasher: blake3::Hasher,
     len: u64,
@@ -51,7 +52,7 @@ pub(crate) struct VolumeWriter {
 
 impl VolumeWriter {
     /// A volume that goes to `upload`, under the name `file` in its backup. [`begin`](Self::begin) comes next.
-    pub(crate) fn new(file: String, codec: Codec, key: Arc<VolumeKey>, upload: ObjectUpload, parts: Parts) -> Self {
+    pub(crate) fn new(file: String, codec: Codec, key: Arc<VolumeKey>, upload: FanOut, parts: Parts) -> Self {
         let (hasher, index) = (blake3::Hasher::new(), SeekTable::default());
         Self { file, codec, key, upload, parts, hasher, len: 0, index, chunks: 0, signing_key: None }
     }
@@ -99,9 +100,9 @@ impl VolumeWriter {
         Ok(VolumeEntry { path: self.file.clone(), bytes: self.len, chunks: self.chunks, digest })
     }
 
-    /// Where the object is, once it is finished.
-    pub(crate) fn location(&self) -> &object_store::path::Path {
-        self.upload.location()
+    /// In which repositories the object is complete, and where.
+    pub(crate) fn stored(&self) -> &[(Arc<Racer>, object_store::path::Path)] {
+        self.upload.stored()
     }
 
     /// Gives up what was sent of an unfinished object.
@@ -118,7 +119,7 @@ impl VolumeWriter {
         self.len += bytes.len() as u64;
         while !bytes.is_empty() {
             if let Some(part) = self.parts.fill(&mut bytes, &mut permit).await? {
-                self.upload.push(part).await?;
+                self.upload.push(part);
             }
         }
         Ok(())

@@ -17,10 +17,9 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::OWN_FOLDER;
-use super::archiver::{Archiver, Pushed};
+use super::archiver::{Archiver, Missed, Stored};
 use super::local_file::{Digested, LocalFile};
 use super::prefetched;
-use super::seal::Written;
 use crate::encrypt::random;
 use crate::error::Result;
 use crate::format::Plaintext;
@@ -47,46 +46,55 @@ pub(super) struct Ahead {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Mark {
     format: u32,
-    repository: String,
     archive: String,
     file: String,
     plaintext: Plaintext,
-    object: String,
-    pub(super) object_bytes: u64,
+    copies: Vec<Copy>,
+    /// The optional repositories that miss it: whoever asks for it is to be told.
+    pub(super) missed: Vec<Missed>,
 }
 
+/// Where it is, in one repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Copy {
+    repository: String,
+    object: String,
+    object_bytes: u64,
+}
+
+/// The format of marks. One of another is not believed.
+const FORMAT: u32 = 2;
+
 impl Mark {
-    pub(super) fn new(
-        repository: &Repository,
-        archive: &WalPath,
-        file: WalFile,
-        digested: &Digested,
-        written: &Written,
-    ) -> Self {
+    pub(super) fn new(archive: &WalPath, file: WalFile, digested: &Digested, stored: &Stored) -> Self {
+        let copies = stored.copies.iter().map(|(repository, written)| Copy {
+            repository: repository.clone(),
+            object: written.path.filename().unwrap_or_default().to_owned(),
+            object_bytes: written.bytes,
+        });
         Self {
-            format: 1,
-            repository: repository.id().to_owned(),
+            format: FORMAT,
             archive: archive.prefix().to_string(),
             file: file.to_string(),
             plaintext: digested.plaintext,
-            object: written.path.filename().unwrap_or_default().to_owned(),
-            object_bytes: written.bytes,
+            copies: copies.collect(),
+            missed: stored.missed.clone(),
         }
     }
 
     /// Whether it says that these bytes are stored as `file` in this archive.
-    pub(super) fn is_of(&self, repository: &Repository, archive: &WalPath, file: WalFile, digested: &Digested) -> bool {
-        self.format == 1
-            && self.repository == repository.id()
+    pub(super) fn is_of(&self, archive: &WalPath, file: WalFile, digested: &Digested) -> bool {
+        self.format == FORMAT
             && self.archive == archive.prefix().as_ref()
             && self.file == file.to_string()
             && self.plaintext == digested.plaintext
     }
 
-    /// The object, which must be one of the file's own.
-    pub(super) fn object_path(&self, archive: &WalPath, file: WalFile) -> Option<Path> {
-        let own = self.object.starts_with(&format!("{file}.")) && !self.object.contains('/');
-        own.then(|| archive.timeline(file.timeline()).join(self.object.as_str()))
+    /// The object in that very repository, which must be one of the file's own, and its size.
+    pub(super) fn object_in(&self, repository: &Repository, archive: &WalPath, file: WalFile) -> Option<(Path, u64)> {
+        let copy = self.copies.iter().find(|copy| copy.repository == repository.id())?;
+        let own = copy.object.starts_with(&format!("{file}.")) && !copy.object.contains('/');
+        own.then(|| (archive.timeline(file.timeline()).join(copy.object.as_str()), copy.object_bytes))
     }
 }
 
@@ -145,7 +153,7 @@ impl Ahead {
         file: &LocalFile,
         digested: &Digested,
         count: usize,
-    ) -> Result<Pushed> {
+    ) -> Result<Stored> {
         let stop = archiver.stop().child_token();
         let slots = Arc::new(Semaphore::new(archiver.parallel().saturating_sub(1).max(1)));
         let mut others = JoinSet::new();
@@ -163,7 +171,7 @@ impl Ahead {
                 }
             });
         }
-        let pushed = archiver.store(file, digested, archiver.stop()).await.map(|(pushed, _)| pushed);
+        let pushed = archiver.store(file, digested, archiver.stop()).await;
         if pushed.is_err() {
             stop.cancel();
         }

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::num::NonZero;
 use std::path::Path as FilePath;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use object_store::path::Path;
@@ -14,7 +15,7 @@ use super::ahead::{Ahead, Mark};
 use super::epoch::{Epoch, Epochs};
 use super::local_file::{Digested, LocalFile};
 use super::reference::Reference;
-use super::seal::{Sealing, Unsealed, Written};
+use super::seal::{Sealing, Written};
 use super::stored::StoredFile;
 use super::{CHUNK_SIZE, Tools};
 use crate::clock::{Clock, SystemClock};
@@ -24,18 +25,30 @@ use crate::encrypt::signature::SigningKey;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::keys::EncryptionContext;
 use crate::postgres::wal::{SegmentName, SystemIdentifier, WalFile};
-use crate::repository::Repository;
 use crate::repository::layout::{TailPiece, TargetName, WalPath};
+use crate::repository::{Member, Repositories, Repository};
+
+mod everywhere;
+
+pub use everywhere::Missed;
+pub(super) use everywhere::Stored;
 
 /// The level of compression unless asked otherwise. Measured on segments of a busy cluster: see `docs/ARCHIVING.md`.
 const COMPRESSION: Compression = Compression::Zstd(1);
 
-/// Stores WAL files in a repository. Cheap to clone; clones share keys and threads.
+/// How long an optional repository may keep the archiver waiting unless asked otherwise: PostgreSQL has more to archive.
+const OPTIONAL_LAG: Duration = Duration::from_secs(10);
+
+/// Stores WAL files in a repository, or in several at once. Cheap to clone; clones share keys and threads.
 #[derive(Clone)]
 pub struct Archiver(Arc<Inner>);
 
 struct Inner {
-    repository: Repository,
+    repositories: Repositories,
+    /// Optional repositories that failed, and when.
+    away: Mutex<Vec<(Member, Instant)>>,
+    optional_lag: Duration,
+    on_missed: Option<MissedCallback>,
     target: TargetName,
     epochs: Epochs,
     system_identifier: Option<SystemIdentifier>,
@@ -48,8 +61,11 @@ struct Inner {
     stop: CancellationToken,
 }
 
+/// Is told that an optional repository misses a file. Called on the task that archives: return soon.
+pub type MissedCallback = Arc<dyn Fn(&Missed) + Send + Sync>;
+
 /// How an [`Archiver`] works; all have defaults.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct ArchiverOptions {
     /// The cluster, where neither the file nor a data directory tells.
@@ -60,6 +76,10 @@ pub struct ArchiverOptions {
     pub suite: Suite,
     /// Signs what is stored; nothing is signed unless set.
     pub signing_key: Option<SigningKey>,
+    /// How long an optional repository may keep the others waiting; 10 s unless set.
+    pub optional_lag: Duration,
+    /// Is told which files an optional repository misses.
+    pub on_missed: Option<MissedCallback>,
     /// How many of the segments that wait behind the one that is asked for are archived with it; 0 unless set.
     pub look_ahead: usize,
     /// Threads that compress and encrypt.
@@ -78,6 +98,8 @@ impl Default for ArchiverOptions {
             compression: COMPRESSION,
             suite: Suite::default(),
             signing_key: None,
+            optional_lag: OPTIONAL_LAG,
+            on_missed: None,
             look_ahead: 0,
             workers: NonZero::new(cores.min(4)).unwrap_or(NonZero::<usize>::MIN),
             clock: Arc::new(SystemClock),
@@ -99,16 +121,23 @@ pub enum Pushed {
 }
 
 impl Archiver {
-    /// Archives files of `target` into `repository`.
+    /// Archives files of `target` into a repository, or into several at once, which are opened when they are needed.
     ///
     /// # Errors
     /// `Internal` when no threads can be started.
-    pub fn new(repository: Repository, target: TargetName, epochs: Epochs, options: ArchiverOptions) -> Result<Self> {
+    pub fn new(
+        repositories: impl Into<Repositories>,
+        target: TargetName,
+        epochs: Epochs,
+        options: ArchiverOptions,
+    ) -> Result<Self> {
         let ArchiverOptions {
             system_identifier,
             compression,
             suite,
             signing_key,
+            optional_lag,
+            on_missed,
             look_ahead,
             workers,
             clock,
@@ -116,7 +145,10 @@ impl Archiver {
         } = options;
         let tools = Tools::new(workers, CHUNK_SIZE)?;
         let inner = Inner {
-            repository,
+            repositories: repositories.into(),
+            away: Mutex::default(),
+            optional_lag,
+            on_missed,
             target,
             epochs,
             system_identifier,
@@ -131,7 +163,8 @@ impl Archiver {
         Ok(Self(Arc::new(inner)))
     }
 
-    /// Archives the file at `path`, whose last part is its name. `Ok` if and only if it is durable in the repository.
+    /// Archives the file at `path`, whose last part is its name. `Ok` if and only if it is durable in every required repository; which optional
+    /// ones miss it, [`ArchiverOptions::on_missed`] is told.
     ///
     /// The same file again is `Ok`; a different one of that name is an error of kind `Storage`, and the stored one stays. What waits behind a
     /// segment ([`ArchiverOptions::look_ahead`]) may be archived with it; nothing about that makes this call fail.
@@ -140,47 +173,66 @@ impl Archiver {
     pub async fn push(&self, path: &FilePath) -> Result<Pushed> {
         let file = LocalFile::open(path, self.0.system_identifier).await?;
         let digested = file.digest(&self.0.tools).await?;
+        tokio::select! {
+            opened = self.open() => opened?,
+            () = self.0.stop.cancelled() => return Err(Error::cancelled(Stage::Setup)),
+        }
         let Some(ahead) = Ahead::beside(&file) else {
-            return self.store(&file, &digested, &self.0.stop).await.map(|(pushed, _)| pushed);
+            return self.store(&file, &digested, &self.0.stop).await.map(|stored| self.told(&stored));
         };
-        if self.is_durable(&file, &digested, ahead.mark_of(file.name).await).await {
+        if let Some(mark) = ahead.mark_of(file.name).await
+            && self.is_durable(&file, &digested, &mark).await
+        {
+            self.tell_missed(&mark.missed);
             return Ok(Pushed::Ahead);
         }
         ahead.tidy(self.0.clock.now(), &file).await;
-        ahead.while_pushing(self, &file, &digested, self.0.look_ahead).await
+        let stored = ahead.while_pushing(self, &file, &digested, self.0.look_ahead).await?;
+        Ok(self.told(&stored))
     }
 
-    /// Whether an earlier call has stored this very file in this very repository, and it still is there.
-    async fn is_durable(&self, file: &LocalFile, digested: &Digested, mark: Option<Mark>) -> bool {
-        let Some(mark) = mark else { return false };
+    fn told(&self, stored: &Stored) -> Pushed {
+        self.tell_missed(&stored.missed);
+        stored.pushed
+    }
+
+    /// Whether an earlier call has stored this very file in all of these very repositories that are required, and it still is there.
+    async fn is_durable(&self, file: &LocalFile, digested: &Digested, mark: &Mark) -> bool {
         let archive = self.archive_of(file);
-        if !mark.is_of(&self.0.repository, &archive, file.name, digested) {
+        if !mark.is_of(&archive, file.name, digested) {
             return false;
         }
-        let Some(object) = mark.object_path(&archive, file.name) else { return false };
-        let exists = |path: Path| async move { self.0.repository.store().head(&path).await.map(|meta| meta.size) };
-        let Ok(size) = exists(object.clone()).await else { return false };
-        // A large object is nothing without what refers to it.
-        size == mark.object_bytes
-            && (object == archive.file(file.name) || exists(archive.file(file.name)).await.is_ok())
+        for member in self.0.repositories.members().iter().filter(|member| member.is_required()) {
+            let Some(repository) = member.repository() else { return false };
+            let Some((object, bytes)) = mark.object_in(repository, &archive, file.name) else { return false };
+            let exists = |path: Path| async move { repository.store().head(&path).await.map(|meta| meta.size) };
+            let Ok(size) = exists(object.clone()).await else { return false };
+            // A large object is nothing without what refers to it.
+            let whole =
+                size == bytes && (object == archive.file(file.name) || exists(archive.file(file.name)).await.is_ok());
+            if !whole {
+                return false;
+            }
+        }
+        true
     }
 
-    /// The mark that says that `file` was stored as `written`.
-    pub(super) fn mark(&self, file: &LocalFile, digested: &Digested, written: &Written) -> Mark {
-        Mark::new(&self.0.repository, &self.archive_of(file), file.name, digested, written)
+    /// The mark that says that `file` was stored so.
+    pub(super) fn mark(&self, file: &LocalFile, digested: &Digested, stored: &Stored) -> Mark {
+        Mark::new(&self.archive_of(file), file.name, digested, stored)
     }
 
     /// Opens and stores a file that nobody asked for yet.
     pub(super) async fn store_ahead(&self, path: &FilePath, stop: &CancellationToken) -> Result<Mark> {
         let file = LocalFile::open(path, self.0.system_identifier).await?;
         let digested = file.digest(&self.0.tools).await?;
-        let (_, written) = self.store(&file, &digested, stop).await?;
-        Ok(self.mark(&file, &digested, &written))
+        let stored = self.store(&file, &digested, stop).await?;
+        Ok(self.mark(&file, &digested, &stored))
     }
 
     /// How many files are stored at once: a disk is kept busy by few, and what goes over a network waits most of the time.
     pub(super) fn parallel(&self) -> usize {
-        if self.0.repository.publishes_once() { 2 } else { 4 }
+        if self.0.repositories.open().all(Repository::publishes_once) { 2 } else { 4 }
     }
 
     pub(super) fn stop(&self) -> &CancellationToken {
@@ -191,7 +243,10 @@ impl Archiver {
     pub(super) async fn store_received(&self, cluster: SystemIdentifier, name: WalFile, bytes: Bytes) -> Result<()> {
         let file = LocalFile::received(name, cluster, bytes);
         let digested = file.digest(&self.0.tools).await?;
-        self.store(&file, &digested, &self.0.stop).await.map(drop)
+        self.open().await?;
+        let stored = self.store(&file, &digested, &self.0.stop).await?;
+        self.tell_missed(&stored.missed);
+        Ok(())
     }
 
     /// Stores a piece of a segment that is still being received.
@@ -205,12 +260,9 @@ impl Archiver {
         let archive = self.0.target.wal_of(cluster);
         let file = LocalFile::received(WalFile::Segment(segment), cluster, bytes);
         let digested = file.digest(&self.0.tools).await?;
-        let epoch = self.epoch().await?;
+        self.open().await?;
         let name = archive.tail_piece_name(segment, piece);
-        let path = archive.tail_piece(segment, piece);
-        let unsealed = Unsealed { file: &file, digested: &digested, name, epoch: &epoch };
-        let paths = (path.clone(), path);
-        self.sealing().write(&self.0.repository, paths, &unsealed, self.0.stop.cancelled()).await.map(drop)
+        self.store_object(&file, &digested, name, archive.tail_piece(segment, piece)).await
     }
 
     /// The data key for one more file.
@@ -222,8 +274,8 @@ impl Archiver {
         }
     }
 
-    pub(super) fn repository(&self) -> &Repository {
-        &self.0.repository
+    pub(super) fn repositories(&self) -> &Repositories {
+        &self.0.repositories
     }
 
     pub(super) fn target(&self) -> &TargetName {
@@ -243,68 +295,22 @@ impl Archiver {
     fn archive_of(&self, file: &LocalFile) -> WalPath {
         self.0.target.wal_of(file.system_identifier)
     }
+}
 
-    /// Stores a file, unless it is there.
-    pub(super) async fn store(
-        &self,
-        file: &LocalFile,
-        digested: &Digested,
-        stop: &CancellationToken,
-    ) -> Result<(Pushed, Written)> {
-        let archive = self.archive_of(file);
-        let repository = &self.0.repository;
-        // Looking is cheap in a directory, and all that can be done where conditions are ignored. Elsewhere the create tells.
-        if (repository.publishes_once() || !repository.conditional_put())
-            && let Some(found) = StoredFile::find(repository, &archive, file.name).await?
-        {
-            return compare(found, file, digested).await;
-        }
-        let error = match self.create(&archive, file, digested, stop).await {
-            Ok(written) => return Ok((Pushed::Stored, written)),
-            Err(error) => error,
-        };
-        if !matches!(error.kind(), ErrorKind::Storage | ErrorKind::Unavailable) {
-            return Err(error);
-        }
-        // Somebody was faster, an answer was lost, or it failed.
-        match StoredFile::find(repository, &archive, file.name).await {
-            Ok(Some(found)) => compare(found, file, digested).await,
-            Ok(None) | Err(_) => Err(error),
-        }
+/// Makes a large object that of `file`; removes it when another is that already.
+async fn refer(repository: &Repository, archive: &WalPath, file: WalFile, written: &Written) -> Result<()> {
+    let object = written.path.filename().unwrap_or_default().to_owned();
+    let reference = Reference { object, bytes: written.bytes, critical: Vec::new() };
+    let payload = PutPayload::from(reference.encode());
+    let Err(error) = repository.put_once(&archive.file(file), payload).await else { return Ok(()) };
+    // Only when the answer is certain: one that was lost may have made it the file's.
+    let taken = StoredFile::find(repository, archive, file).await;
+    if matches!(&taken, Ok(Some(found)) if *found.path() != written.path)
+        && let Err(cleanup) = repository.store().delete(&written.path).await
+    {
+        return Err(error.with_cleanup(repository.error(cleanup, "remove", &written.path)));
     }
-
-    async fn create(
-        &self,
-        archive: &WalPath,
-        file: &LocalFile,
-        digested: &Digested,
-        stop: &CancellationToken,
-    ) -> Result<Written> {
-        let epoch = self.epoch().await?;
-        let unsealed = Unsealed { file, digested, name: archive.name(file.name), epoch: &epoch };
-        let paths = (archive.file(file.name), archive.large_file(file.name));
-        let written = self.sealing().write(&self.0.repository, paths, &unsealed, stop.cancelled()).await?;
-        if written.path != archive.file(file.name) {
-            self.refer(archive, file.name, &written).await?;
-        }
-        Ok(written)
-    }
-
-    /// Makes a large object that of `file`; removes it when another is that already.
-    async fn refer(&self, archive: &WalPath, file: WalFile, written: &Written) -> Result<()> {
-        let object = written.path.filename().unwrap_or_default().to_owned();
-        let reference = Reference { object, bytes: written.bytes, critical: Vec::new() };
-        let payload = PutPayload::from(reference.encode());
-        let Err(error) = self.0.repository.put_once(&archive.file(file), payload).await else { return Ok(()) };
-        // Only when the answer is certain: one that was lost may have made it the file's.
-        let taken = StoredFile::find(&self.0.repository, archive, file).await;
-        if matches!(&taken, Ok(Some(found)) if *found.path() != written.path)
-            && let Err(cleanup) = self.0.repository.store().delete(&written.path).await
-        {
-            return Err(error.with_cleanup(self.0.repository.error(cleanup, "remove", &written.path)));
-        }
-        Err(error.at(Stage::Upload))
-    }
+    Err(error.at(Stage::Upload))
 }
 
 /// Whether what is stored is the file at hand.
@@ -346,8 +352,19 @@ fn different(found: &StoredFile, file: &LocalFile) -> Error {
 impl fmt::Debug for Archiver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Archiver")
-            .field("repository", &self.0.repository)
+            .field("repositories", &self.0.repositories)
             .field("target", &self.0.target)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ArchiverOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ArchiverOptions")
+            .field("system_identifier", &self.system_identifier)
+            .field("compression", &self.compression)
+            .field("look_ahead", &self.look_ahead)
+            .field("optional_lag", &self.optional_lag)
             .finish_non_exhaustive()
     }
 }

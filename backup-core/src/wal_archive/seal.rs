@@ -14,11 +14,11 @@ use crate::chunk::RECORD_HEAD;
 use crate::compress::{Compression, Content};
 use crate::encrypt::signature::SigningKey;
 use crate::encrypt::{SALT_LEN, Suite, VolumeKey, random, seal_record};
-use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::error::{Error, Result, Stage};
 use crate::format::{Flag, Header, ObjectName, Preamble};
 use crate::pipeline::{Counters, VOLUME_CHUNKS_DEFAULT};
 use crate::repository::Repository;
-use crate::upload::{ObjectUpload, PartBudget, Parts, Record, SharedParts, VolumeWriter};
+use crate::upload::{FanOut, ObjectUpload, PartBudget, Parts, Race, Racer, Record, SharedParts, VolumeWriter};
 
 /// How long giving up an unfinished upload may take. PostgreSQL waits for us, at its shutdown too.
 const ABORT_DEADLINE: Duration = Duration::from_secs(2);
@@ -43,7 +43,30 @@ pub(super) struct Unsealed<'a> {
     pub(super) epoch: &'a Epoch,
 }
 
+/// Room for the parts of a file on its way.
+#[derive(Debug)]
+pub(super) struct Room {
+    pub(super) shared: SharedParts,
+    part_bytes: usize,
+}
+
+impl Room {
+    /// What suits all of these. A disk takes parts as fast as they are filled; over a network a large segment gains from a second part.
+    pub(super) fn for_all<'a>(repositories: impl Iterator<Item = &'a Repository>) -> Self {
+        let (mut part_bytes, mut parts_more) = (0, 0);
+        for repository in repositories {
+            let own = repository.part_bytes();
+            match repository.publishes_once() {
+                true => part_bytes = part_bytes.max(own),
+                false => (part_bytes, parts_more) = (part_bytes.max(REMOTE_PART_BYTES.max(own)), 1),
+            }
+        }
+        Self { shared: SharedParts::new(parts_more), part_bytes }
+    }
+}
+
 /// An object that was written.
+#[derive(Debug, Clone)]
 pub(super) struct Written {
     /// Where: the name that was asked for, or that of a large object.
     pub(super) path: Path,
@@ -51,28 +74,29 @@ pub(super) struct Written {
 }
 
 impl Sealing {
-    /// Writes the object `path`; as it is said of [`ObjectUpload::contended`], a large one may go to `large` instead. On error nothing of
-    /// it is left, as far as the store can be reached.
+    /// Writes the object `path` into all repositories of the race that `lack` it; as it is said of [`ObjectUpload::contended`], a large one may go to
+    /// `large` instead. Returns where it is; of the others, the race knows why not. On error nothing of it is left, as far as the stores can be
+    /// reached.
     ///
     /// Not cancel safe; ends early with `Cancelled` when `stop` is done.
     pub(super) async fn write(
         &self,
-        repository: &Repository,
+        race: &Arc<Race>,
+        lack: impl Fn(&Racer) -> bool,
+        room: &Room,
         (path, large): (Path, Path),
         unsealed: &Unsealed<'_>,
         stop: impl Future<Output = ()>,
-    ) -> Result<Written> {
+    ) -> Result<Vec<(Arc<Racer>, Written)>> {
         let preamble = Preamble::new(self.header(unsealed)).map_err(|e| {
             Error::config("the volume header cannot be written").with_source(e).with_hint("too many recipients?")
         })?;
         let key = Arc::new(preamble.key(&unsealed.epoch.data_key));
-        // A disk takes parts as fast as they are filled; over a network a large segment gains from a second part.
-        let (part_bytes, parts_more) = match repository.publishes_once() {
-            true => (repository.part_bytes(), 0),
-            false => (REMOTE_PART_BYTES.max(repository.part_bytes()), 1),
-        };
-        let parts = Parts::of_copies(part_bytes, PartBudget::new(&SharedParts::new(parts_more)));
-        let upload = ObjectUpload::contended(repository.clone(), path, large, Arc::new(Counters::default()));
+        let parts = Parts::of_copies(room.part_bytes, PartBudget::new(&room.shared));
+        let upload = FanOut::begin(race, ABORT_DEADLINE, |racer| {
+            let (repository, counters) = (racer.repository.clone(), Arc::new(Counters::default()));
+            lack(racer).then(|| ObjectUpload::contended(repository, path.clone(), large.clone(), counters))
+        });
         let name = unsealed.file.name.to_string();
         let volume = VolumeWriter::new(name, self.compression.codec(), Arc::clone(&key), upload, parts);
         let mut volume = volume.signed_with(self.signing_key.as_ref());
@@ -80,16 +104,17 @@ impl Sealing {
             biased;
             () = stop => Err(Error::cancelled(Stage::Upload)),
             written = self.fill(&mut volume, &preamble, key, unsealed) => written,
+            () = race.watch() => Err(Error::internal(Stage::Upload, "the watch over an upload ended")),
         };
         match written {
-            Ok(bytes) => Ok(Written { path: volume.location().clone(), bytes }),
-            Err(error) => Err(match tokio::time::timeout(ABORT_DEADLINE, volume.abort()).await {
-                Ok(Ok(())) => error,
-                Ok(Err(cleanup)) => error.with_cleanup(cleanup),
-                Err(_) => {
-                    let late = "giving up an upload took too long";
-                    error.with_cleanup(Error::new(ErrorKind::Unavailable, Stage::Upload, late))
-                }
+            Ok(bytes) => {
+                let written =
+                    |(racer, path): &(Arc<Racer>, Path)| (Arc::clone(racer), Written { path: path.clone(), bytes });
+                Ok(volume.stored().iter().map(written).collect())
+            }
+            Err(error) => Err(match volume.abort().await {
+                Ok(()) => error,
+                Err(cleanup) => error.with_cleanup(cleanup),
             }),
         }
     }

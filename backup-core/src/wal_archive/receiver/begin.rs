@@ -4,7 +4,8 @@ use super::{Known, Receiver, ReceiverEvent, Slot, heard};
 use crate::error::{Error, Result, Stage};
 use crate::postgres::wal::{History, Lsn, SegmentSize, Timeline, WalFile};
 use crate::postgres::wire::{Connection, Identity, Mode, WalPosition};
-use crate::wal_archive::inventory::{Inventory, SegmentRange};
+use crate::repository::Repository;
+use crate::wal_archive::inventory::{ClusterInventory, Inventory, SegmentRange};
 use crate::wal_archive::stored::StoredFile;
 
 /// What of a timeline is in the archive.
@@ -27,7 +28,7 @@ impl Archived {
 
 impl Receiver {
     /// Where to begin: behind what is durable without a hole, as far back as a slot keeps the log, else where the slot stands, else where the server
-    /// is; always at the beginning of a segment.
+    /// is; always at the beginning of a segment. Of several repositories, what the one that has least lacks; those without an archive do not count.
     pub(super) async fn start(
         &self,
         connection: &mut Connection,
@@ -48,19 +49,19 @@ impl Receiver {
         let archived = self.archived(connection, identity, size).await?;
         let lasting = slot.filter(|_| !matches!(self.options.slot, Slot::Temporary));
         // Before version 15 asking takes rights of its own, so it is done only if the answer matters.
-        let asked = match &archived {
-            Some(archived) => connection.server_major()? >= 15 || archived.ranges.len() > 1,
-            None => true,
+        let asked = match &archived[..] {
+            [] => true,
+            some => connection.server_major()? >= 15 || some.iter().any(|archived| archived.ranges.len() > 1),
         };
         let kept = match lasting {
             Some(name) if asked => self.restart(connection, identity, name).await?.map(of_segment),
             _ => None,
         };
-        Ok(match (archived, kept) {
-            (Some(archived), Some(kept)) if kept.timeline == archived.end.timeline => archived.first_missing(kept),
-            (Some(archived), _) => archived.end,
-            (None, kept) => kept.unwrap_or(at_server),
-        })
+        let missing = archived.iter().map(|archived| match kept {
+            Some(kept) if kept.timeline == archived.end.timeline => archived.first_missing(kept),
+            _ => archived.end,
+        });
+        Ok(missing.min_by_key(|position| (position.timeline, position.lsn)).or(kept).unwrap_or(at_server))
     }
 
     /// From where on the server keeps its log for a slot.
@@ -95,18 +96,39 @@ impl Receiver {
         Ok(Some(WalPosition { lsn, timeline }))
     }
 
-    /// Where the archive ends, on the server's timeline or on one that it descends from.
+    /// What there is in each required repository that has an archive.
     async fn archived(
         &self,
         connection: &mut Connection,
         identity: &Identity,
         size: SegmentSize,
+    ) -> Result<Vec<Archived>> {
+        self.archiver.open().await?;
+        let mut history_known = None;
+        let mut all = Vec::new();
+        for member in self.archiver.repositories().members().iter().filter(|member| member.is_required()) {
+            let repository = member.open().await?;
+            let inventory = Inventory::read(repository, self.archiver.target()).await?;
+            let mut clusters = inventory.clusters.into_iter();
+            let Some(cluster) = clusters.find(|c| c.system_identifier == identity.system) else { continue };
+            let history = match &history_known {
+                Some(history) => history,
+                None => history_known.insert(history(connection, identity).await?),
+            };
+            all.extend(self.archived_in(repository, cluster, history, identity, size).await?);
+        }
+        Ok(all)
+    }
+
+    /// Where the archive in one repository ends, on the server's timeline or on one that it descends from.
+    async fn archived_in(
+        &self,
+        repository: &Repository,
+        cluster: ClusterInventory,
+        history: &History,
+        identity: &Identity,
+        size: SegmentSize,
     ) -> Result<Option<Archived>> {
-        let inventory = Inventory::read(self.archiver.repository(), self.archiver.target()).await?;
-        let Some(cluster) = inventory.clusters.into_iter().find(|c| c.system_identifier == identity.system) else {
-            return Ok(None);
-        };
-        let history = history(connection, identity).await?;
         let ends = cluster.timelines.into_iter().filter_map(|found| {
             // What is known by its tail alone is received again, whole.
             let end = found.ranges.last().map(|range| range.end).or_else(|| found.tail_segment?.start(size))?;
@@ -123,7 +145,7 @@ impl Receiver {
             // The server may forget what is before it: its name is not enough.
             let archive = self.archiver.target().wal_of(identity.system);
             let file = WalFile::Segment(newest.last);
-            StoredFile::find_listed(self.archiver.repository(), &archive, file).await?.check_claim().await?;
+            StoredFile::find_listed(repository, &archive, file).await?.check_claim().await?;
         }
         Ok(Some(archived))
     }

@@ -14,6 +14,8 @@ use crate::wal_archive::tail;
 
 const PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How long removing the tail of a segment that is complete may take.
+const REMOVE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Repeats `work` until it succeeds, is cancelled, or fails in a way that does not pass.
 pub(super) async fn until_done<F: Future<Output = Result<()>>>(
@@ -61,10 +63,20 @@ fn check(name: SegmentName, bytes: &[u8]) -> Result<()> {
 }
 
 async fn remove_tail(archiver: &Archiver, cluster: SystemIdentifier, segment: SegmentName) -> Result<()> {
-    let (repository, archive) = (archiver.repository(), archiver.target().wal_of(cluster));
-    let pieces = tail::pieces(repository, &archive, segment).await?;
-    let paths: Vec<_> = pieces.iter().map(|piece| Ok(archive.tail_piece(segment, piece))).collect();
-    let removed = repository.store().delete_stream(Box::pin(futures::stream::iter(paths)));
-    let failed = |e| repository.error(e, "remove", &archive.tail(segment));
-    removed.try_for_each(|_| async { Ok(()) }).await.map_err(failed)
+    let archive = archiver.target().wal_of(cluster);
+    let removing = archiver.repositories().open().map(|repository| {
+        let archive = &archive;
+        async move {
+            let pieces = tail::pieces(repository, archive, segment).await?;
+            let paths: Vec<_> = pieces.iter().map(|piece| Ok(archive.tail_piece(segment, piece))).collect();
+            let removed = repository.store().delete_stream(Box::pin(futures::stream::iter(paths)));
+            let failed = |e| repository.error(e, "remove", &archive.tail(segment));
+            removed.try_for_each(|_| async { Ok(()) }).await.map_err(failed)
+        }
+    });
+    let removing = futures::future::join_all(removing);
+    // An optional repository that hangs must not hold up the log.
+    let removed = tokio::time::timeout(REMOVE_DEADLINE, removing).await;
+    let late = |_| Error::new(ErrorKind::Unavailable, Stage::Upload, "removing it took too long");
+    removed.map_err(late)?.into_iter().collect()
 }

@@ -1,0 +1,225 @@
+//! A store in memory that fails or hangs as it is told, while it is used.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use object_store::client::{HttpError, HttpErrorKind};
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error as StoreError, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as StoreResult, UploadPart,
+};
+
+use crate::clock::SystemClock;
+use crate::repository::{Location, Repository};
+
+/// What it does to requests that it is told to do something to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// As if the network were down.
+    Away,
+    /// As if the disk were full.
+    Full,
+    /// It never answers.
+    Hangs,
+    /// Of what is read, only the first byte comes.
+    BreaksOff,
+}
+
+/// Which requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Of {
+    Writes,
+    Reads,
+    All,
+}
+
+type Rule = (Fault, Of, &'static str);
+
+/// Memory that goes wrong as told.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Faulty {
+    memory: Arc<InMemory>,
+    rules: Arc<Mutex<Vec<Rule>>>,
+}
+
+impl Faulty {
+    /// An empty repository in it.
+    pub(crate) async fn repository() -> (Self, Repository) {
+        let store = Self::default();
+        let location = Location::store(Arc::new(store.clone()), "faulty:", 1 << 20);
+        let (repository, _) = Repository::init(&location, &SystemClock).await.unwrap();
+        (store, repository)
+    }
+
+    /// From now on, requests about objects whose paths contain `path` go wrong.
+    pub(crate) fn inject(&self, fault: Fault, of: Of, path: &'static str) {
+        self.rules.lock().unwrap().push((fault, of, path));
+    }
+
+    /// All goes well again.
+    pub(crate) fn mend(&self) {
+        self.rules.lock().unwrap().clear();
+    }
+
+    fn fault(&self, of: Of, path: &str) -> Option<Fault> {
+        let rules = self.rules.lock().unwrap();
+        rules.iter().find(|rule| (rule.1 == Of::All || rule.1 == of) && path.contains(rule.2)).map(|rule| rule.0)
+    }
+
+    /// Goes wrong, if it is to.
+    async fn meet(&self, of: Of, path: &str) -> StoreResult<()> {
+        match self.fault(of, path) {
+            None | Some(Fault::BreaksOff) => Ok(()),
+            Some(Fault::Hangs) => std::future::pending().await,
+            Some(Fault::Away) => {
+                let source = HttpError::new(HttpErrorKind::Connect, std::io::Error::other("scripted"));
+                Err(StoreError::Generic { store: "faulty", source: Box::new(source) })
+            }
+            Some(Fault::Full) => {
+                let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+                Err(StoreError::Generic { store: "faulty", source: Box::new(source) })
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Upload {
+    store: Faulty,
+    path: Path,
+    inner: Box<dyn MultipartUpload>,
+}
+
+impl MultipartUpload for Upload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        let (store, path, part) = (self.store.clone(), self.path.clone(), self.inner.put_part(data));
+        Box::pin(async move {
+            store.meet(Of::Writes, path.as_ref()).await?;
+            part.await
+        })
+    }
+
+    fn complete<'a, 'f>(&'a mut self) -> BoxFuture<'f, StoreResult<PutResult>>
+    where
+        'a: 'f,
+    {
+        Box::pin(async {
+            self.store.meet(Of::Writes, self.path.as_ref()).await?;
+            self.inner.complete().await
+        })
+    }
+
+    fn abort<'a, 'f>(&'a mut self) -> BoxFuture<'f, StoreResult<()>>
+    where
+        'a: 'f,
+    {
+        self.inner.abort()
+    }
+}
+
+impl ObjectStore for Faulty {
+    fn put_opts<'a, 'b, 'f>(
+        &'a self,
+        path: &'b Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> BoxFuture<'f, StoreResult<PutResult>>
+    where
+        'a: 'f,
+        'b: 'f,
+    {
+        Box::pin(async move {
+            self.meet(Of::Writes, path.as_ref()).await?;
+            self.memory.put_opts(path, payload, options).await
+        })
+    }
+
+    fn put_multipart_opts<'a, 'b, 'f>(
+        &'a self,
+        path: &'b Path,
+        options: PutMultipartOptions,
+    ) -> BoxFuture<'f, StoreResult<Box<dyn MultipartUpload>>>
+    where
+        'a: 'f,
+        'b: 'f,
+    {
+        Box::pin(async move {
+            self.meet(Of::Writes, path.as_ref()).await?;
+            let inner = self.memory.put_multipart_opts(path, options).await?;
+            Ok(Box::new(Upload { store: self.clone(), path: path.clone(), inner }) as _)
+        })
+    }
+
+    fn get_opts<'a, 'b, 'f>(&'a self, path: &'b Path, options: GetOptions) -> BoxFuture<'f, StoreResult<GetResult>>
+    where
+        'a: 'f,
+        'b: 'f,
+    {
+        Box::pin(async move {
+            self.meet(Of::Reads, path.as_ref()).await?;
+            let head = options.head;
+            let result = self.memory.get_opts(path, options).await?;
+            if head || self.fault(Of::Reads, path.as_ref()) != Some(Fault::BreaksOff) {
+                return Ok(result);
+            }
+            let GetResult { payload, meta, range, attributes, extensions } = result;
+            let payload = match payload {
+                GetResultPayload::Stream(body) => {
+                    let source = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+                    let broken = StoreError::Generic { store: "faulty", source: Box::new(source) };
+                    let first = body.take(1).map(|piece| piece.map(|bytes| bytes.slice(..1.min(bytes.len()))));
+                    GetResultPayload::Stream(first.chain(futures::stream::iter([Err(broken)])).boxed())
+                }
+                file => file,
+            };
+            Ok(GetResult { payload, meta, range, attributes, extensions })
+        })
+    }
+
+    fn delete_stream(&self, paths: BoxStream<'static, StoreResult<Path>>) -> BoxStream<'static, StoreResult<Path>> {
+        self.memory.delete_stream(paths)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, StoreResult<ObjectMeta>> {
+        let (this, listing) = (self.clone(), self.memory.list(prefix));
+        let path = prefix.map_or_else(String::new, ToString::to_string);
+        let met = futures::stream::once(async move { this.meet(Of::Reads, &path).await });
+        met.filter_map(|met| async { met.err().map(Err) }).chain(listing).boxed()
+    }
+
+    fn list_with_delimiter<'a, 'b, 'f>(&'a self, prefix: Option<&'b Path>) -> BoxFuture<'f, StoreResult<ListResult>>
+    where
+        'a: 'f,
+        'b: 'f,
+    {
+        Box::pin(async move {
+            self.meet(Of::Reads, prefix.map_or("", AsRef::as_ref)).await?;
+            self.memory.list_with_delimiter(prefix).await
+        })
+    }
+
+    fn copy_opts<'a, 'b, 'c, 'f>(
+        &'a self,
+        from: &'b Path,
+        to: &'c Path,
+        options: CopyOptions,
+    ) -> BoxFuture<'f, StoreResult<()>>
+    where
+        'a: 'f,
+        'b: 'f,
+        'c: 'f,
+    {
+        self.memory.copy_opts(from, to, options)
+    }
+}
+
+impl fmt::Display for Faulty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("faulty")
+    }
+}
