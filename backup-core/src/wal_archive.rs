@@ -14,6 +14,7 @@
 mod absent;
 mod ahead;
 mod archiver;
+mod ask;
 mod digest;
 mod epoch;
 mod fetcher;
@@ -94,15 +95,14 @@ pub async fn clusters(repository: &Repository, target: &TargetName) -> Result<Ve
     Ok(listing.common_prefixes.iter().filter_map(identifier).collect())
 }
 
-/// Which cluster a command means that has no data directory to ask: the only one that has an archive under `target`.
-async fn only_cluster(repository: &Repository, target: &TargetName) -> Result<SystemIdentifier> {
+/// Which cluster a command means that has no data directory to ask: the only one that has an archive under `target`; `None` without any.
+async fn only_cluster(repository: &Repository, target: &TargetName) -> Result<Option<SystemIdentifier>> {
     let found = clusters(repository, target).await?;
-    let unclear = match found.as_slice() {
-        [cluster] => return Ok(*cluster),
-        [] => format!("{repository} holds no WAL of '{target}'"),
-        several => format!("{repository} holds WAL of {} clusters of '{target}'", several.len()),
-    };
-    Err(unknown_cluster(unclear))
+    match found.as_slice() {
+        [] => Ok(None),
+        [cluster] => Ok(Some(*cluster)),
+        several => Err(unknown_cluster(format!("{repository} holds WAL of {} clusters of '{target}'", several.len()))),
+    }
 }
 
 fn unknown_cluster(message: impl Into<String>) -> Error {

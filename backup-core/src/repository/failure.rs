@@ -35,6 +35,11 @@ pub fn storage_error(error: object_store::Error, what: impl fmt::Display) -> Err
     }
 }
 
+/// What an object store's error comes to, in a few words.
+pub(super) fn summary(error: &object_store::Error) -> String {
+    Failure::of(error).judge(error).1
+}
+
 /// Whether the store says that it has no such request, or no such condition on it.
 pub(super) fn is_not_implemented(error: &object_store::Error) -> bool {
     matches!(error, object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. })

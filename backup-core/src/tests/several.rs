@@ -207,3 +207,32 @@ async fn a_backup_that_no_repository_must_have_or_that_one_would_have_twice_is_r
     assert!(refused(Repositories::default().and_optional(repository.clone())).contains("none of the repositories"));
     assert!(refused(Repositories::from(repository.clone()).and(repository)).contains("are one repository"));
 }
+
+#[tokio::test]
+async fn what_is_read_comes_from_the_next_repository_when_one_fails_also_in_the_middle() {
+    let three = Three::new(true).await;
+    let data = bytes(300_000);
+    let path = three.save(Compression::Zstd(3), &data).await.0.unwrap();
+    let identities: [Arc<dyn Identity>; 1] = [Arc::clone(&three.identity) as _];
+    for (fault, at) in
+        [(Fault::Away, ".vol"), (Fault::BreaksOff, ".vol"), (Fault::Away, ""), (Fault::Full, "data.00001")]
+    {
+        let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let telling = Arc::clone(&told);
+        let callback = Arc::new(move |event: &crate::repository::FallOver| telling.lock().unwrap().push(event.clone()));
+        let reading = three.repositories.to_read_from(callback).await.unwrap();
+        three.stores[0].inject(fault, Of::Reads, at);
+        let found = reading.resolve("app").await.unwrap();
+        let backup = OpenBackup::open(&reading, &found.path, &identities).await.unwrap();
+        let sink = MemorySink::new(1 << 30);
+        backup.restore("data").unwrap().limits(small_limits(5000)).into(sink.clone()).wait().await.unwrap();
+        assert!(sink.take().unwrap() == data, "{fault:?} {at}");
+        assert_eq!(told.lock().unwrap().len(), 1, "it is told, and once: {fault:?} {at}");
+        three.stores[0].mend();
+    }
+    // What all of them lack is not found, and what is damaged in the first is not taken from it in silence.
+    let callback = Arc::new(|_: &crate::repository::FallOver| {});
+    let reading = three.repositories.to_read_from(callback).await.unwrap();
+    let missing = path.target.backup(&"20260101T000000Z-aaaaaaaaaaaaaaaa".parse().unwrap());
+    assert!(reading.manifest(&missing).await.unwrap().is_none());
+}

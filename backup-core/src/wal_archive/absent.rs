@@ -6,6 +6,7 @@
 use std::path::Path as FilePath;
 
 use futures::TryStreamExt;
+use futures::future::try_join_all;
 use object_store::path::Path;
 
 use super::local_file::is_segment_of;
@@ -26,23 +27,27 @@ pub(super) enum Absence {
     Hole(Error),
 }
 
-/// What it means that the store said "not found" of `file`, which is wanted at `to`.
+/// What it means that the stores of all these repositories said "not found" of `file`, which is wanted at `to`. They must be all that are
+/// configured: what one of them lacks, or cannot tell, another may have.
 ///
 /// # Errors
 /// When nothing is certain. Cancel safe.
 pub(super) async fn absence(
-    repository: &Repository,
+    repositories: &[&Repository],
     archive: &WalPath,
     file: WalFile,
     to: &FilePath,
 ) -> Result<Absence> {
-    // After "not found", and from the same store.
-    repository.confirm().await?;
+    if repositories.is_empty() {
+        // Nobody said anything.
+        return Err(Error::internal(Stage::Fetch, "no repository was asked"));
+    }
+    let looked = try_join_all(repositories.iter().map(|repository| look(repository, archive, file))).await?;
     let WalFile::Segment(segment) = file else { return Ok(Absence::Certain) };
-    match around(repository, archive, segment).await? {
-        Around::Nothing => Ok(Absence::Certain),
-        Around::Tail => Ok(Absence::Tail(segment)),
-        Around::Later(later) => {
+    match looked.into_iter().max_by_key(Around::rank) {
+        None | Some(Around::Nothing) => Ok(Absence::Certain),
+        Some(Around::Tail) => Ok(Absence::Tail(segment)),
+        Some(Around::Later(later)) => {
             // A primary that recovers from its own crash, or a standby that had streamed it: then PostgreSQL need not have it from us.
             let (at_hand, cluster) = (folder_of(to).join(segment.to_string()), archive.system_identifier);
             let at_hand = tokio::task::spawn_blocking(move || is_segment_of(&at_hand, segment, cluster)).await;
@@ -59,11 +64,32 @@ pub(super) async fn absence(
     }
 }
 
+/// What one repository has in the place of a file.
+async fn look(repository: &Repository, archive: &WalPath, file: WalFile) -> Result<Around> {
+    // After "not found", and from the same store.
+    repository.confirm().await?;
+    match file {
+        WalFile::Segment(segment) => around(repository, archive, segment).await,
+        _ => Ok(Around::Nothing),
+    }
+}
+
 enum Around {
     Nothing,
     Tail,
     /// The name of an object of a later segment.
     Later(String),
+}
+
+impl Around {
+    /// What one repository has counts more than what others lack; and that the log goes on, more than where it seems to end.
+    fn rank(&self) -> u8 {
+        match self {
+            Self::Nothing => 0,
+            Self::Tail => 1,
+            Self::Later(_) => 2,
+        }
+    }
 }
 
 /// What is stored of `segment` beside a whole one, and whether anything of a later segment is there on its timeline.

@@ -6,30 +6,33 @@ use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::future::try_join_all;
+
 use super::absent::{Absence, absence};
+use super::ask::{Asked, ask};
 use super::local_file::{check_segment, cluster_beside};
 use super::prefetched::{Prefetched, Temporary};
 use super::stored::StoredFile;
 use super::unseal::DataKeys;
-use super::{CHUNK_SIZE, Tools, only_cluster, tail};
+use super::{CHUNK_SIZE, Tools, only_cluster, tail, unknown_cluster};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::keys::Identity;
 use crate::postgres::wal::{SegmentName, SegmentSize, SystemIdentifier, WalFile};
-use crate::repository::Repository;
 use crate::repository::layout::{TargetName, WalPath};
+use crate::repository::{Member, Repositories, Repository};
 
 /// Segments are archived several at once, so the next one can be there a moment before this one.
 const HOLE_PATIENCE: Duration = Duration::from_secs(3);
 /// The pause before a file is asked for again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Fetches WAL files from a repository. Cheap to clone.
+/// Fetches WAL files from a repository, or from whichever of several has them. Cheap to clone.
 #[derive(Clone)]
 pub struct Fetcher(pub(super) Arc<Inner>);
 
 pub(super) struct Inner {
-    pub(super) repository: Repository,
+    pub(super) repositories: Repositories,
     pub(super) target: TargetName,
     pub(super) keys: DataKeys,
     pub(super) tools: Tools,
@@ -94,18 +97,19 @@ enum Attempt {
 }
 
 impl Fetcher {
-    /// Fetches files of `target` from `repository`, and opens them with any of `identities`.
+    /// Fetches files of `target` from a repository, or from several, which are opened when they are asked; opens them with any of `identities`.
     ///
     /// # Errors
     /// `Internal` when no threads can be started.
     pub fn new(
-        repository: Repository,
+        repositories: impl Into<Repositories>,
         target: TargetName,
         identities: Vec<Arc<dyn Identity>>,
         options: FetcherOptions,
     ) -> Result<Self> {
         let tools = Tools::new(options.workers, CHUNK_SIZE)?;
-        Ok(Self(Arc::new(Inner { repository, target, keys: DataKeys::new(identities), tools, options })))
+        let (repositories, keys) = (repositories.into(), DataKeys::new(identities));
+        Ok(Self(Arc::new(Inner { repositories, target, keys, tools, options })))
     }
 
     /// Puts `file` to the path `to`, in the place of what is there.
@@ -136,61 +140,139 @@ impl Fetcher {
 
     async fn attempt(&self, file: WalFile, to: &FilePath) -> Result<Attempt> {
         let archive = self.archive_for(to).await?;
-        if let WalFile::Segment(segment) = file
-            && self.take_prefetched(&archive, segment, to).await
-        {
-            return Ok(Attempt::Placed { ahead: true });
+        if let WalFile::Segment(segment) = file {
+            // One is enough to know that what waits was fetched from a repository that is configured.
+            self.first().await?;
+            if self.take_prefetched(&archive, segment, to).await {
+                return Ok(Attempt::Placed { ahead: true });
+            }
         }
-        if let Some(found) = StoredFile::find(&self.0.repository, &archive, file).await? {
-            self.place(found, &archive, file, to).await?;
+        if self.place_from_any(&archive, file, to).await? {
             return Ok(Attempt::Placed { ahead: false });
+        }
+        // None of them failed, so all are open.
+        let all: Vec<&Repository> = self.0.repositories.open().collect();
+        if all.len() != self.0.repositories.members().len() {
+            return Err(Error::internal(Stage::Fetch, "a repository was not asked"));
         }
         if self.0.options.standby {
             // It will ask again, so it need not be known whether this is the end.
-            self.0.repository.confirm().await?;
+            try_join_all(all.iter().map(|repository| repository.confirm())).await?;
             return Ok(Attempt::Absent);
         }
-        match absence(&self.0.repository, &archive, file, to).await? {
+        match absence(&all, &archive, file, to).await? {
             Absence::Certain => Ok(Attempt::Absent),
+            Absence::Tail(segment) => self.place_tail(&all, &archive, segment, to).await,
             Absence::Hole(error) => Ok(Attempt::Hole(error)),
-            Absence::Tail(segment) => self.place_tail(&archive, segment, to).await,
         }
+    }
+
+    /// Puts the file into its place from the first repository that has it, whole and proved; `false` when all of them, without an exception, say that
+    /// they do not have it.
+    ///
+    /// # Errors
+    /// That of the first that failed, when no other has it: it may be there.
+    async fn place_from_any(&self, archive: &WalPath, file: WalFile, to: &FilePath) -> Result<bool> {
+        let mut failures: Vec<(&Member, Error)> = Vec::new();
+        loop {
+            let untried = |member: &Member| !failures.iter().any(|(failed, _)| failed.is(member));
+            let find = |repository| StoredFile::find(repository, archive, file);
+            match ask(&self.0.repositories, untried, find).await {
+                Asked::Found(member, found) => match self.place(found, archive, file, to).await {
+                    Ok(()) => return Ok(true),
+                    // It is this host that cannot.
+                    Err(error) if error.kind() == ErrorKind::Sink => return Err(error),
+                    Err(error) => failures.push((member, error)),
+                },
+                Asked::Nowhere(others) => {
+                    let Some((member, error)) = failures.into_iter().chain(others).next() else { return Ok(false) };
+                    return Err(self.doubtful(member, error));
+                }
+            }
+        }
+    }
+
+    /// The error of a repository that cannot tell, while the others say that they do not have a file.
+    fn doubtful(&self, member: &Member, error: Error) -> Error {
+        if self.0.repositories.members().len() < 2 || error.hint().is_some() {
+            return error;
+        }
+        error.with_hint(format!(
+            "the other repositories do not have it, and {member} may; to go on without that one, name the others with --repo"
+        ))
     }
 
     /// The archive of the cluster that is being restored.
     pub(super) async fn archive_for(&self, to: &FilePath) -> Result<WalPath> {
-        let Inner { repository, target, options, .. } = &*self.0;
+        let Inner { repositories, target, options, .. } = &*self.0;
         if let Some(cluster) = options.system_identifier {
             return Ok(target.wal_of(cluster));
         }
         let path = to.to_owned();
         match blocking(move || cluster_beside(&path)).await?? {
             Some(cluster) => Ok(target.wal_of(cluster)),
-            None => Ok(target.wal_of(only_cluster(repository, target).await?)),
+            None => match ask(repositories, |_| true, |repository| only_cluster(repository, target)).await {
+                Asked::Found(_, cluster) => Ok(target.wal_of(cluster)),
+                Asked::Nowhere(failures) => Err(failures.into_iter().next().map_or_else(
+                    || unknown_cluster(format!("no repository holds WAL of '{target}'")),
+                    |(_, error)| error,
+                )),
+            },
         }
     }
 
     /// Puts a segment into its place of which only the beginning is stored, padded with zeros, since nothing later is there: what
     /// [`Receiver`](super::Receiver) had of it when it was last written to.
-    async fn place_tail(&self, archive: &WalPath, segment: SegmentName, to: &FilePath) -> Result<Attempt> {
-        let target = to.to_owned();
-        let temporary = blocking(move || Temporary::create(&target)).await?.map_err(|e| cannot_write(to, e))?;
-        tail::write(&self.0.repository, archive, segment, &self.0.keys, &self.0.tools, &temporary.file).await?;
-        let target = to.to_owned();
-        blocking(move || temporary.publish(&target)).await?.map_err(|e| cannot_write(to, e))?;
-        Ok(Attempt::Placed { ahead: false })
+    ///
+    /// Of several repositories that have some of it, the one whose pieces reach farthest: all before that was told to be durable. Should that one
+    /// fail, only another that reaches as far will do.
+    async fn place_tail(
+        &self,
+        all: &[&Repository],
+        archive: &WalPath,
+        segment: SegmentName,
+        to: &FilePath,
+    ) -> Result<Attempt> {
+        let reaches = try_join_all(all.iter().map(|repository| tail::reach(repository, archive, segment))).await?;
+        let farthest = reaches.iter().copied().max().unwrap_or(0);
+        let mut failure = None;
+        for (repository, _) in all.iter().zip(reaches).filter(|(_, reach)| *reach == farthest) {
+            let target = to.to_owned();
+            let temporary = blocking(move || Temporary::create(&target)).await?.map_err(|e| cannot_write(to, e))?;
+            let Inner { keys, tools, .. } = &*self.0;
+            if let Err(error) = tail::write(repository, archive, segment, keys, tools, &temporary.file).await {
+                failure.get_or_insert(error);
+                continue;
+            }
+            let target = to.to_owned();
+            blocking(move || temporary.publish(&target)).await?.map_err(|e| cannot_write(to, e))?;
+            return Ok(Attempt::Placed { ahead: false });
+        }
+        Err(failure.unwrap_or_else(|| Error::internal(Stage::Fetch, "no repository was asked")))
+    }
+
+    /// The repository to fetch ahead from: the first that answers.
+    pub(super) async fn first(&self) -> Result<&Repository> {
+        let opened = |repository| async move { Ok(Some(repository)) };
+        match ask(&self.0.repositories, |_| true, opened).await {
+            Asked::Found(_, repository) => Ok(repository),
+            Asked::Nowhere(failures) => Err(failures
+                .into_iter()
+                .next()
+                .map_or_else(|| Error::config("no repository is given"), |(_, error)| error)),
+        }
     }
 
     async fn take_prefetched(&self, archive: &WalPath, segment: SegmentName, to: &FilePath) -> bool {
-        let (prefetched, to) = (Prefetched::beside(to, &self.0.repository, archive), to.to_owned());
-        match blocking(move || prefetched.take(segment, &to)).await {
-            Ok(Ok(taken)) => taken,
-            Ok(Err(error)) => {
-                tracing::debug!(%error, %segment, "what was fetched ahead cannot be used");
-                false
+        for repository in self.0.repositories.open() {
+            let (prefetched, to) = (Prefetched::beside(to, repository, archive), to.to_owned());
+            match blocking(move || prefetched.take(segment, &to)).await {
+                Ok(Ok(true)) => return true,
+                Ok(Err(error)) => tracing::debug!(%error, %segment, "what was fetched ahead cannot be used"),
+                Ok(Ok(false)) | Err(_) => {}
             }
-            Err(_) => false,
         }
+        false
     }
 
     async fn place(&self, found: StoredFile, archive: &WalPath, file: WalFile, to: &FilePath) -> Result<()> {
@@ -240,7 +322,7 @@ fn may_pass(error: &Error) -> bool {
 impl fmt::Debug for Fetcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Fetcher")
-            .field("repository", &self.0.repository)
+            .field("repositories", &self.0.repositories)
             .field("target", &self.0.target)
             .finish_non_exhaustive()
     }

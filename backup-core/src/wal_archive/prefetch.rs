@@ -13,6 +13,7 @@ use super::prefetched::{Prefetched, tidy};
 use super::stored::StoredFile;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::postgres::wal::{SegmentName, SegmentSize, WalFile};
+use crate::repository::Repository;
 use crate::repository::layout::WalPath;
 
 /// Segments on their way at once.
@@ -28,7 +29,8 @@ impl Fetcher {
     pub async fn prefetch(&self, after: WalFile, size: SegmentSize, to: &FilePath) -> Result<usize> {
         let WalFile::Segment(after) = after else { return Ok(0) };
         let archive = self.archive_for(to).await?;
-        let prefetched = Prefetched::beside(to, &self.0.repository, &archive);
+        let repository = self.first().await?;
+        let prefetched = Prefetched::beside(to, repository, &archive);
         let (folder, now) = (prefetched.clone(), self.0.options.clock.now());
         let lock = blocking(move || {
             tidy(folder.pg_wal(), now);
@@ -39,7 +41,7 @@ impl Fetcher {
         let mut fetched = 0;
         let segments = behind(after, size).take(self.waiting_max(size));
         let mut segments =
-            stream::iter(segments.map(|segment| self.prefetch_one(&archive, &prefetched, segment, size)))
+            stream::iter(segments.map(|segment| self.prefetch_one(repository, &archive, &prefetched, segment, size)))
                 .buffered(PARALLEL);
         while let Some(done) = segments.next().await {
             if !done? {
@@ -53,6 +55,7 @@ impl Fetcher {
     /// Whether `segment` waits now.
     async fn prefetch_one(
         &self,
+        repository: &Repository,
         archive: &WalPath,
         prefetched: &Prefetched,
         segment: SegmentName,
@@ -64,7 +67,7 @@ impl Fetcher {
             return Ok(true);
         }
         let file = WalFile::Segment(segment);
-        let Some(found) = StoredFile::find(&self.0.repository, archive, file).await? else { return Ok(false) };
+        let Some(found) = StoredFile::find(repository, archive, file).await? else { return Ok(false) };
         let folder = prefetched.clone();
         let begun = blocking(move || {
             // Before it is too late: this disk is the one that PostgreSQL needs.
@@ -85,7 +88,8 @@ impl Fetcher {
             return None;
         }
         let archive = self.archive_for(to).await.ok()?;
-        let (prefetched, to) = (Prefetched::beside(to, &self.0.repository, &archive), to.to_owned());
+        let repository = self.first().await.ok()?;
+        let (prefetched, to) = (Prefetched::beside(to, repository, &archive), to.to_owned());
         let this = self.clone();
         let due = blocking(move || {
             let size = SegmentSize::new(u32::try_from(to.metadata().ok()?.len()).ok()?)?;

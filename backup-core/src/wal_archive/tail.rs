@@ -47,6 +47,12 @@ pub(super) fn chain(pieces: &[TailPiece]) -> Vec<&TailPiece> {
     }
 }
 
+/// How many bytes of a segment its pieces reach without a gap. Cancel safe.
+pub(super) async fn reach(repository: &Repository, archive: &WalPath, segment: SegmentName) -> Result<u32> {
+    let pieces = pieces(repository, archive, segment).await?;
+    Ok(chain(&pieces).last().map_or(0, |piece| piece.end))
+}
+
 /// Writes a segment of which there are pieces to `file`, which is empty, and zeros behind them; proves each, and that it is that segment.
 ///
 /// # Errors

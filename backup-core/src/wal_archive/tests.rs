@@ -21,6 +21,7 @@ use crate::repository::census::Looked;
 use crate::repository::layout::TailPiece;
 use crate::repository::rewrap::{RewrapOptions, rewrap};
 
+mod several;
 mod signed;
 
 const SYSTEM: SystemIdentifier = SystemIdentifier(7_412_345_678_901_234_567);
