@@ -91,9 +91,13 @@ Exit codes:
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Globals {
-    /// Repository: a directory, file:///path or s3://bucket/prefix [env: BACKUP_REPO]
+    /// Repository: a directory, file:///path, s3://bucket/prefix or a configured name; repeatable [env: BACKUP_REPO, comma separated]
     #[arg(short, long, global = true, value_name = "URL")]
-    pub(crate) repo: Option<String>,
+    pub(crate) repo: Vec<String>,
+
+    /// How many seconds an optional repository may keep the others waiting [env: BACKUP_OPTIONAL_LAG] [default: 30; of wal 10]
+    #[arg(long, global = true, value_name = "SECONDS", hide_short_help = true)]
+    pub(crate) optional_lag: Option<u64>,
 
     /// Configuration file [env: BACKUP_CONFIG] [default: ./backup.toml, but for WAL, then /etc/backup/backup.toml]
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]

@@ -19,26 +19,26 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// A record that cannot be written is a warning and changes nothing else: a restore at night must not depend on the right to write.
 #[derive(Debug)]
 pub(crate) struct Run {
-    repository: Option<Repository>,
+    repositories: Vec<Repository>,
     pub(crate) record: RunRecord,
 }
 
 impl Run {
     /// A run of `command`, which begins now.
     pub(crate) fn new(app: &App, command: &str) -> Self {
-        Self { repository: None, record: RunRecord::begin(command, who(), &*app.clock) }
+        Self { repositories: Vec::new(), record: RunRecord::begin(command, who(), &*app.clock) }
     }
 
-    /// Where the record goes.
+    /// Where the record goes, too.
     pub(crate) fn at(&mut self, repository: &Repository) {
-        self.repository = Some(repository.clone());
+        self.repositories.push(repository.clone());
     }
 
     /// Where the record goes, if that can be found out: for what is done without a repository. Whether it was.
     pub(crate) async fn look_for(&mut self, app: &App, repository: impl Future<Output = Result<Repository>>) -> bool {
         match tokio::time::timeout(DEADLINE, repository).await {
             Ok(Ok(repository)) => {
-                self.repository = Some(repository);
+                self.repositories.push(repository);
                 return true;
             }
             // Keys are made before it is.
@@ -80,13 +80,15 @@ impl Run {
     }
 
     async fn write(&self, app: &App) {
-        let Some(repository) = &self.repository else { return };
-        let why = match tokio::time::timeout(DEADLINE, repository.record(&self.record)).await {
-            Ok(Ok(())) => return,
-            Ok(Err(e)) => report::in_one_line(&e),
-            Err(_) => format!("{repository} takes too long"),
-        };
-        not_recorded(app, &why);
+        let writing = self.repositories.iter().map(|repository| async move {
+            let why = match tokio::time::timeout(DEADLINE, repository.record(&self.record)).await {
+                Ok(Ok(())) => return,
+                Ok(Err(e)) => report::in_one_line(&e),
+                Err(_) => format!("{repository} takes too long"),
+            };
+            not_recorded(app, &why);
+        });
+        futures::future::join_all(writing).await;
     }
 }
 

@@ -1,20 +1,22 @@
 //! One file for each command. What several of them need is here.
 
 use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
 
 use backup_core::pipeline::{Limits, Warnings};
 use backup_core::postgres::conninfo::ConnInfo;
-use backup_core::repository::{Found, Location, Repository, S3Options};
+use backup_core::repository::{FallOver, Found, LAG_DEFAULT, Location, Repositories, Repository, S3Options};
 use backup_core::source::command::LineCallback;
 use backup_core::source::{DirectoryWarning, WarningCallback};
 use backup_core::{Error, ErrorKind, Result, Stage};
 
 use crate::App;
 use crate::args::{AgeFlag, AgeLimit, Command};
-use crate::config::Config;
+use crate::config::{Config, RepositorySetting};
 use crate::exit::Exit;
 use crate::output::{Output, ProgressStyle};
-use crate::signing;
+use crate::{report, signing};
 
 pub(crate) mod config;
 mod describe;
@@ -55,19 +57,89 @@ async fn or_cancelled<T>(app: &App, work: impl Future<Output = Result<T>>) -> Re
     }
 }
 
-/// Where the repository is, and who is believed there.
-fn location(config: &Config) -> Result<Location> {
+/// How long an optional repository may keep the others waiting.
+fn optional_lag(config: &Config) -> Option<Duration> {
+    config.optional_lag.as_ref().map(|lag| Duration::from_secs(lag.value))
+}
+
+/// Where a repository is, and who is believed there.
+pub(crate) fn location(config: &Config, repository: &RepositorySetting) -> Result<Location> {
+    let s3 = &repository.s3;
     let options = S3Options {
-        endpoint: config.s3.endpoint.as_ref().map(|s| s.value.clone()),
-        region: config.s3.region.as_ref().map(|s| s.value.clone()),
-        path_style: config.s3.path_style.as_ref().map(|s| s.value),
+        endpoint: s3.endpoint.as_ref().map(|s| s.value.clone()),
+        region: s3.region.as_ref().map(|s| s.value.clone()),
+        path_style: s3.path_style.as_ref().map(|s| s.value),
+        profile: s3.profile.as_ref().map(|s| s.value.clone()),
     };
-    let address = config.repository()?;
+    let address = &repository.url.value;
     if address == "memory:" {
         return Err(Error::config("a repository in memory would be gone with this command")
             .with_hint("use a path, file:// or s3://"));
     }
     Ok(address.parse::<Location>()?.with_s3_options(options).trusting(signing::trusted_signers(config)?))
+}
+
+/// All repositories, none of them open yet.
+pub(crate) fn repositories(config: &Config) -> Result<Repositories> {
+    let mut repositories = Repositories::default();
+    for repository in config.repositories()? {
+        let location = location(config, repository)?;
+        let name = repository.name.clone().unwrap_or_else(|| location.to_string());
+        repositories = repositories.at(name, location, repository.required);
+    }
+    Ok(repositories)
+}
+
+/// All repositories, open to be written.
+pub(crate) async fn to_write(config: &Config) -> Result<Repositories> {
+    let repositories = repositories(config)?;
+    repositories.open_all(optional_lag(config).unwrap_or(LAG_DEFAULT)).await?;
+    Ok(repositories)
+}
+
+/// A repository to read from: the first that answers, and when it fails the next one.
+pub(crate) async fn to_read(app: &App) -> Result<Repository> {
+    let output = app.output.clone();
+    let told = move |event: &FallOver| output.warning(event.to_string());
+    repositories(&app.config)?.to_read_from(Arc::new(told)).await
+}
+
+/// The first repository that answers, to look at that one alone.
+pub(crate) async fn to_look_at(app: &App) -> Result<Repository> {
+    let output = app.output.clone();
+    let told = move |event: &FallOver| output.warning(event.to_string());
+    repositories(&app.config)?.first(&told).await
+}
+
+/// Does `work` with each repository, one after the other. That one fails does not keep the others from their turn; how it ends is told by the first
+/// failure, else by the worst that was found.
+pub(crate) async fn with_each<F>(app: &App, work: impl Fn(Repository) -> F + Send + Sync) -> Result<Exit>
+where
+    F: Future<Output = Result<Exit>> + Send,
+{
+    let repositories = repositories(&app.config)?;
+    let several = repositories.members().len() > 1;
+    let (mut exit, mut failures) = (Exit::Done, Vec::new());
+    for member in repositories.members() {
+        if several {
+            app.output.note(format!("repository {member}:"));
+        }
+        let done = async { work(member.open().await?.clone()).await };
+        match done.await {
+            Ok(Exit::Done) => {}
+            Ok(other) => exit = other,
+            Err(error) if several && error.kind() != ErrorKind::Cancelled => {
+                report::error(&error);
+                failures.push((member.name().to_owned(), error));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let Some((_, first)) = failures.first() else { return Ok(exit) };
+    let names: Vec<&str> = failures.iter().map(|(name, _)| name.as_str()).collect();
+    let message =
+        format!("{} of {} repositories failed: {}", names.len(), repositories.members().len(), names.join(", "));
+    Err(Error::new(first.kind(), first.stage(), message))
 }
 
 /// The backup that a person means, if it is not too old, and whether others had to be passed over for it, which is told.
@@ -113,9 +185,9 @@ pub(crate) fn conninfo(flag: &str, text: &str) -> Result<ConnInfo> {
     if conninfo.get("dbname") == Some("") { refused("has an empty dbname") } else { Ok(conninfo) }
 }
 
-/// What suits the repository, with what the user knows better.
-fn limits(config: &Config, repository: &Repository) -> Result<Limits> {
-    let mut limits = Limits::for_parts_of(repository.part_bytes());
+/// What suits parts of this size, with what the user knows better.
+fn limits(config: &Config, part_bytes: usize) -> Result<Limits> {
+    let mut limits = Limits::for_parts_of(part_bytes);
     if let Some(memory) = &config.memory {
         limits.memory_bytes = Some(usize::try_from(memory.value.as_u64()).unwrap_or(usize::MAX));
     }

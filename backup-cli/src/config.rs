@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use backup_core::compress::{Compression, LEVEL_DEFAULT, LEVEL_MAX, LEVEL_MIN};
 use backup_core::encrypt::Suite;
 use backup_core::keys::secret::SecretSource;
-use backup_core::repository::Location;
 use backup_core::{Error, Result};
 use bytesize::ByteSize;
 use clap::ValueEnum;
@@ -24,10 +23,13 @@ use crate::args::{
 pub(crate) mod edit;
 pub(crate) mod file;
 pub(crate) mod keys;
+mod repositories;
 mod targets;
 
 use file::ConfigFile;
 use keys::Keys;
+pub(crate) use repositories::RepositorySetting;
+use repositories::{RepositorySettings, Table};
 pub(crate) use targets::Target;
 
 /// Where the file is looked for when neither a flag nor the environment names one.
@@ -80,8 +82,11 @@ pub(crate) struct Setting<T> {
 pub(crate) struct Config {
     /// The file that was read, if there was one.
     pub(crate) file: Option<PathBuf>,
-    pub(crate) repository: Option<Setting<String>>,
+    pub(crate) repositories: RepositorySettings,
+    /// For repositories that no table of their own says more about.
     pub(crate) s3: S3,
+    /// How many seconds an optional repository may keep the others waiting.
+    pub(crate) optional_lag: Option<Setting<u64>>,
     pub(crate) recipients: Option<Setting<Vec<String>>>,
     /// With [`Origin::Default`], the one file where `init` makes a key: it need not exist.
     pub(crate) identity_files: Option<Setting<Vec<PathBuf>>>,
@@ -108,6 +113,8 @@ pub(crate) struct S3 {
     pub(crate) endpoint: Option<Setting<String>>,
     pub(crate) region: Option<Setting<String>>,
     pub(crate) path_style: Option<Setting<bool>>,
+    /// The profile in `~/.aws` that has the credentials of this repository.
+    pub(crate) profile: Option<Setting<String>>,
 }
 
 /// How data is compressed and encrypted.
@@ -154,8 +161,14 @@ impl Config {
         let (recipients, encoding) = flags_of(command);
         Ok(Self {
             file: file.map(|f| f.path.clone()),
-            repository: layers.repository(globals)?,
-            s3: S3::merge(&layers, &globals.s3)?,
+            repositories: RepositorySettings::merge(&layers, globals)?,
+            s3: S3::merge(&layers, &globals.s3, Table::Only)?,
+            optional_lag: layers.pick(
+                &Names { flag: "--optional-lag", env: &["BACKUP_OPTIONAL_LAG"] },
+                globals.optional_lag,
+                |v| v.parse().map_err(|e| format!("{e}")),
+                |f| f.values.optional_lag_seconds.as_ref(),
+            )?,
             recipients: layers.pick(
                 &Names { flag: "--recipient", env: &["BACKUP_RECIPIENTS"] },
                 recipients.map(|r| r.recipient.clone()).filter(|r| !r.is_empty()),
@@ -201,38 +214,42 @@ impl Config {
         })
     }
 
-    /// The repository's URL, which most commands cannot do without.
-    pub(crate) fn repository(&self) -> Result<&str> {
-        let url = self.repository.as_ref().map(|s| s.value.as_str());
-        url.ok_or_else(|| {
-            Error::config("no repository is given").with_hint(
+    /// The repositories, at least one of which most commands cannot do without.
+    pub(crate) fn repositories(&self) -> Result<&[RepositorySetting]> {
+        match &self.repositories.all[..] {
+            [] => Err(Error::config("no repository is given").with_hint(
                 "name one with --repo, BACKUP_REPO or the configuration file: a directory or s3://bucket/prefix",
-            )
-        })
+            )),
+            all => Ok(all),
+        }
     }
 }
 
 impl S3 {
-    fn merge(layers: &Layers<'_>, flags: &S3Flags) -> Result<Self> {
+    fn merge(layers: &Layers<'_>, flags: &S3Flags, table: Table<'_>) -> Result<Self> {
         Ok(Self {
-            endpoint: layers.pick(
+            endpoint: layers.pick_of(
+                table,
                 &Names { flag: "--s3-endpoint", env: &["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"] },
                 flags.s3_endpoint.clone(),
                 text,
-                |f| f.values.repository.s3.endpoint.as_ref(),
+                |t| t.s3.endpoint.as_ref(),
             )?,
-            region: layers.pick(
+            region: layers.pick_of(
+                table,
                 &Names { flag: "--s3-region", env: &["AWS_REGION", "AWS_DEFAULT_REGION"] },
                 flags.s3_region.clone(),
                 text,
-                |f| f.values.repository.s3.region.as_ref(),
+                |t| t.s3.region.as_ref(),
             )?,
-            path_style: layers.pick(
+            path_style: layers.pick_of(
+                table,
                 &Names { flag: "--s3-path-style", env: &[] },
                 flags.s3_path_style,
                 |v| v.parse().map_err(|e| format!("{e}")),
-                |f| f.values.repository.s3.path_style.as_ref(),
+                |t| t.s3.path_style.as_ref(),
             )?,
+            profile: layers.pick_of(table, &Names { flag: "", env: &[] }, None, text, |t| t.s3.profile.as_ref())?,
         })
     }
 }
@@ -292,11 +309,6 @@ impl Encoding {
             CipherName::ChaCha20Poly1305 => Suite::ChaCha20Poly1305,
         }
     }
-}
-
-/// Whether a repository's address is a path, and no URL, nor one with a slip in it.
-fn is_path(address: &str) -> bool {
-    !address.contains("://") && address.parse::<Location>().is_ok_and(|location| location.as_directory().is_some())
 }
 
 fn flags_of(command: &Command) -> (Option<&RecipientFlags>, Option<&EncodingFlags>) {
@@ -376,15 +388,22 @@ impl Layers<'_> {
         }))
     }
 
-    fn repository(&self, globals: &Globals) -> Result<Option<Setting<String>>> {
-        let names = Names { flag: "--repo", env: &["BACKUP_REPO"] };
-        let mut picked = self.pick(&names, globals.repo.clone(), text, |f| f.values.repository.url.as_ref())?;
-        if let (Some(Setting { value, origin: Origin::File { .. } }), Some(file)) = (&mut picked, self.file)
-            && is_path(value)
-        {
-            *value = file.resolve(Path::new(value)).to_string_lossy().into_owned();
-        }
-        Ok(picked)
+    /// The same of a repository's table. What the table of one among several says wins over the environment, which is the same for all of them.
+    fn pick_of<T: Clone>(
+        &self,
+        table: Table<'_>,
+        names: &Names,
+        flag: Option<T>,
+        parse: impl Fn(&str) -> Result<T, String>,
+        in_table: impl Fn(&file::Repository) -> Option<&Spanned<T>>,
+    ) -> Result<Option<Setting<T>>> {
+        let own = self.file.filter(|_| table.is_named()).and_then(|file| table.of(file));
+        let names = match own {
+            // Whose credentials are its own has the rest from there, too.
+            Some(own) if own.s3.profile.is_some() || in_table(own).is_some() => &Names { flag: names.flag, env: &[] },
+            _ => names,
+        };
+        self.pick(names, flag, parse, |file| in_table(table.of(file)?))
     }
 
     fn identity_files(&self, globals: &Globals) -> Result<Option<Setting<Vec<PathBuf>>>> {

@@ -24,6 +24,10 @@ pub(crate) struct SaveArgs {
     #[command(flatten)]
     pub(crate) encoding: EncodingFlags,
 
+    /// Print JSON in the place of the id, with what became of it in each repository
+    #[arg(long)]
+    pub(crate) json: bool,
+
     /// Command whose standard output to back up
     #[arg(last = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments, conflicts_with = "source")]
     pub(crate) command: Vec<OsString>,
@@ -38,6 +42,10 @@ pub(crate) struct RunArgs {
     /// Configured targets to back up [default: all of them]
     #[arg(value_name = "TARGET")]
     pub(crate) targets: Vec<String>,
+
+    /// Print JSON in the place of each id: one document for each target
+    #[arg(long)]
+    pub(crate) json: bool,
 
     #[command(flatten)]
     pub(crate) recipients: RecipientFlags,

@@ -10,13 +10,13 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::args::ConfigAction;
-use crate::config::{Config, Origin, Setting};
+use crate::config::{Config, Origin, RepositorySetting, Setting};
 use crate::exit::Exit;
 use crate::output::table;
 use crate::{App, keys, signing};
 
 use super::describe::time;
-use super::location;
+use super::repositories;
 
 #[derive(Debug, Serialize)]
 struct Document {
@@ -48,7 +48,7 @@ pub(crate) async fn run(app: &App, action: &ConfigAction) -> Result<Exit> {
 
 /// Resolves all that can be resolved without a request: addresses, keys, files.
 async fn check(app: &App) -> Result<Exit> {
-    location(&app.config)?;
+    repositories(&app.config)?;
     keys::configured_recipients(&app.config)?;
     keys::policy_recipients(&app.config)?;
     keys::age_identities(&app.config)?;
@@ -111,8 +111,8 @@ fn entries(config: &Config) -> Vec<Entry> {
     } else {
         recipients
     };
-    let mut all = vec![
-        plain("repository.url", config.repository.as_ref()),
+    let mut all = repository_entries(config);
+    all.extend([
         plain("repository.s3.endpoint", config.s3.endpoint.as_ref()).or("the AWS profile's, or AWS itself"),
         plain("repository.s3.region", config.s3.region.as_ref()).or("the AWS profile's, or us-east-1"),
         plain("repository.s3.path_style", config.s3.path_style.as_ref()).or("true with an endpoint of one's own"),
@@ -131,7 +131,8 @@ fn entries(config: &Config) -> Vec<Entry> {
         plain("level", Some(&config.encoding.level)),
         entry("codec", Some(&config.encoding.codec), value_name),
         entry("cipher", Some(&config.encoding.cipher), value_name),
-    ];
+        plain("optional_lag_seconds", config.optional_lag.as_ref()).or("30; of wal, 10"),
+    ]);
     all.extend(config.keys.policy.keys().iter().map(|key| {
         Entry {
             key: format!("keys.{}", key.name),
@@ -154,6 +155,24 @@ fn entries(config: &Config) -> Vec<Entry> {
         origin: config.file.clone().map(|path| Origin::File { path, line: target.line }),
     }));
     all
+}
+
+/// The repositories that are used.
+fn repository_entries(config: &Config) -> Vec<Entry> {
+    let entry = |repository: &RepositorySetting| {
+        let Setting { value, origin } = &repository.url;
+        let several = config.repositories.all.len() > 1;
+        let role = if repository.required { "required" } else { "optional" };
+        Entry {
+            key: repository.name.as_ref().map_or_else(|| "repository.url".to_owned(), |n| format!("repositories.{n}")),
+            value: Some(if several || repository.name.is_some() { format!("{value}, {role}") } else { value.clone() }),
+            origin: Some(origin.clone()),
+        }
+    };
+    match &config.repositories.all[..] {
+        [] => vec![Entry { key: "repository.url".to_owned(), value: None, origin: None }],
+        all => all.iter().map(entry).collect(),
+    }
 }
 
 /// Only the program: people put secrets into arguments and assignments.

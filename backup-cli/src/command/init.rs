@@ -13,17 +13,25 @@ use serde::Serialize;
 use crate::App;
 use crate::args::InitArgs;
 use crate::exit::Exit;
-use crate::keys;
 use crate::style::BOLD;
+use crate::{keys, report};
 
 use super::{location, or_cancelled};
 
-#[derive(Debug, Serialize)]
-struct Document<'a> {
+#[derive(Debug, Clone, Serialize)]
+struct RepositoryDocument<'a> {
     repository: &'a str,
     repository_id: &'a str,
     created: bool,
     conditional_put: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    /// The same as the first of all.
+    #[serde(flatten)]
+    first: Option<RepositoryDocument<'a>>,
+    repositories: Vec<RepositoryDocument<'a>>,
     recipients: Vec<String>,
     identity_file: Option<Cow<'a, str>>,
     identity_created: bool,
@@ -38,7 +46,8 @@ enum Key {
 }
 
 pub(crate) async fn run(app: &App, args: &InitArgs) -> Result<Exit> {
-    let location = location(&app.config)?;
+    let locations: Vec<Location> =
+        app.config.repositories()?.iter().map(|repository| location(&app.config, repository)).collect::<Result<_>>()?;
     let mut recipients: Vec<String> =
         keys::configured_recipients(&app.config)?.iter().map(|recipient| recipient.describe().1).collect();
     for (_, recipient) in keys::policy_recipients(&app.config)? {
@@ -52,7 +61,7 @@ pub(crate) async fn run(app: &App, args: &InitArgs) -> Result<Exit> {
         }
     }
     let identity_file = if recipients.is_empty() && app.config.passphrase.is_none() {
-        Some(identity_file(app, &location)?)
+        Some(identity_file(app, &locations)?)
     } else {
         None
     };
@@ -61,28 +70,40 @@ pub(crate) async fn run(app: &App, args: &InitArgs) -> Result<Exit> {
         Some(path) => load_or_create(path, &*app.clock)?,
         None => Key::Configured(recipients),
     };
-    let (repository, init) = match Repository::init(&location, &*app.clock).await {
-        Ok(made) => made,
-        Err(error) => {
-            // It stays: another run may be using it by now. The next one finds it there, and would not say to keep a copy.
-            if let Key::File { created: true, .. } = key {
-                tell_key(app, &key);
+    let mut made = Vec::new();
+    let mut failed: Vec<Error> = Vec::new();
+    for (location, setting) in locations.iter().zip(app.config.repositories()?) {
+        match Repository::init(location, &*app.clock).await {
+            Ok((repository, init)) => made.push((repository, init)),
+            // It may be away today; the others need not wait for it.
+            Err(error) if !setting.required => {
+                app.output.warning(format!("{location} was not made: {}", report::in_one_line(&error)));
+                failed.push(error);
             }
-            return Err(error);
+            Err(error) => {
+                // It stays: another run may be using it by now. The next one finds it there, and would not say to keep a copy.
+                if let Key::File { created: true, .. } = key {
+                    tell_key(app, &key);
+                }
+                return Err(error);
+            }
         }
-    };
-    if args.json {
-        app.output.json(&document(&repository, &init, &key))?;
-    } else {
-        tell(app, &repository, &init, &key);
     }
-    let Some(warning) = init.warning else { return Ok(Exit::Done) };
-    app.output.warning(warning);
-    Ok(Exit::Warnings)
+    if args.json {
+        app.output.json(&document(&made, &key))?;
+    } else {
+        made.iter().for_each(|(repository, init)| tell(app, repository, init));
+        tell_key(app, &key);
+    }
+    let warnings: Vec<&String> = made.iter().filter_map(|(_, init)| init.warning.as_ref()).collect();
+    for warning in &warnings {
+        app.output.warning(warning);
+    }
+    Ok(if warnings.is_empty() && failed.is_empty() { Exit::Done } else { Exit::Warnings })
 }
 
 /// Where the identity is or will be: never in the repository, where it would open all that it protects.
-fn identity_file(app: &App, location: &Location) -> Result<PathBuf> {
+fn identity_file(app: &App, locations: &[Location]) -> Result<PathBuf> {
     let files = app.config.identity_files.as_ref().map(|s| s.value.as_slice()).unwrap_or_default();
     let path = match files {
         [path] => path,
@@ -95,9 +116,7 @@ fn identity_file(app: &App, location: &Location) -> Result<PathBuf> {
                 .with_hint("name one --identity-file, or whom to encrypt to with --recipient"));
         }
     };
-    if let Some(directory) = location.as_directory()
-        && resolved(path).starts_with(resolved(directory))
-    {
+    if locations.iter().filter_map(Location::as_directory).any(|inside| resolved(path).starts_with(resolved(inside))) {
         let message = format!("the identity file {} would lie inside the repository", path.display());
         return Err(Error::config(message)
             .with_hint("whoever holds the repository could then read it; choose another place with --identity-file"));
@@ -135,27 +154,24 @@ fn load_or_create(path: PathBuf, clock: &dyn Clock) -> Result<Key> {
     Ok(Key::File { path, created, recipients })
 }
 
-fn document<'a>(repository: &'a Repository, init: &Init, key: &'a Key) -> Document<'a> {
+fn document<'a>(made: &'a [(Repository, Init)], key: &'a Key) -> Document<'a> {
     let (recipients, identity_file, identity_created) = match key {
         Key::Configured(recipients) => (recipients.clone(), None, false),
         Key::File { path, created, recipients } => (recipients.clone(), Some(path.to_string_lossy()), *created),
     };
-    Document {
+    let repositories = made.iter().map(|(repository, init)| RepositoryDocument {
         repository: repository.name(),
         repository_id: repository.id(),
         created: init.created,
         conditional_put: repository.conditional_put(),
-        recipients,
-        identity_file,
-        identity_created,
-    }
+    });
+    let repositories: Vec<RepositoryDocument<'_>> = repositories.collect();
+    Document { first: repositories.first().cloned(), repositories, recipients, identity_file, identity_created }
 }
 
-fn tell(app: &App, repository: &Repository, init: &Init, key: &Key) {
-    let output = &app.output;
+fn tell(app: &App, repository: &Repository, init: &Init) {
     let what = if init.created { "created the repository" } else { "the repository is there already:" };
-    output.note(format!("{what} {repository} (id {})", repository.id()));
-    tell_key(app, key);
+    app.output.note(format!("{what} {repository} (id {})", repository.id()));
 }
 
 fn tell_key(app: &App, key: &Key) {

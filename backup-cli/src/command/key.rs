@@ -19,7 +19,7 @@ use crate::output::Output;
 use crate::progress::Shown;
 use crate::report::plain;
 
-use super::location;
+use super::{repositories, with_each};
 
 mod generate;
 mod list;
@@ -61,7 +61,9 @@ async fn recorded(
 ) -> Result<Exit> {
     let mut run = Run::new(app, command);
     run.record.recipients = about;
-    run.at(&open(app).await?);
+    for member in repositories(&app.config)?.members() {
+        run.at(member.open().await?);
+    }
     run.begin(app).await;
     let result = work.await;
     run.end(app, &result).await;
@@ -76,7 +78,14 @@ async fn recorded_where_possible(
 ) -> Result<Exit> {
     let mut run = Run::new(app, command);
     let result = work(&mut run.record);
-    if app.config.repository.is_some() && run.look_for(app, open(app)).await {
+    if app.config.repositories.all.is_empty() {
+        return result;
+    }
+    let mut is_found = false;
+    for member in repositories(&app.config)?.members() {
+        is_found |= run.look_for(app, async { member.open().await.cloned() }).await;
+    }
+    if is_found {
         run.end(app, &result).await;
     }
     result
@@ -102,10 +111,6 @@ async fn targets(repository: &Repository, names: &[String]) -> Result<Vec<Target
         Err(Error::new(ErrorKind::NotFound, Stage::Catalog, message))
     };
     names.iter().map(find).collect()
-}
-
-async fn open(app: &App) -> Result<Repository> {
-    Repository::open(&location(&app.config)?).await
 }
 
 /// The configuration as it is while its file is locked.

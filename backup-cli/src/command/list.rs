@@ -14,9 +14,10 @@ use crate::output::{self, bytes};
 use crate::report;
 
 use super::describe::{BackupDocument, data_bytes, time, word};
-use super::location;
+use super::{repositories, to_look_at};
 
 mod runs;
+mod several;
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
@@ -56,7 +57,11 @@ struct Listing<T> {
 
 pub(crate) async fn run(app: &App, args: &ListArgs) -> Result<Exit> {
     let target: Option<TargetName> = args.target.as_deref().map(str::parse).transpose()?;
-    let repository = Repository::open(&location(&app.config)?).await?;
+    let all = repositories(&app.config)?;
+    if all.members().len() > 1 && !args.runs {
+        return several::run(app, args, &all, target.as_ref()).await;
+    }
+    let repository = to_look_at(app).await?;
     if args.runs {
         return runs::run(app, args, &repository, target.as_ref()).await;
     }

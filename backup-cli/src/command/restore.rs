@@ -8,7 +8,6 @@ use backup_core::format::{Kind, Manifest};
 use backup_core::pipeline::Warnings;
 use backup_core::postgres::conninfo::ConnInfo;
 use backup_core::postgres::load::{LoadOptions, LoadSink};
-use backup_core::repository::Repository;
 use backup_core::restore::{DirectorySink, FileSink, OpenBackup, Restore, Sink, WriterSink};
 use backup_core::{Error, ErrorKind, Result};
 
@@ -20,7 +19,7 @@ use crate::progress::{self, Shown, rate};
 use crate::{App, keys, stdio};
 
 use super::describe::data_streams;
-use super::{conninfo, limits, location, or_cancelled, resolve, stderr_lines, told};
+use super::{conninfo, limits, or_cancelled, resolve, stderr_lines, to_read, told};
 
 mod cluster;
 mod only;
@@ -91,9 +90,9 @@ async fn restore(app: &App, args: &RestoreArgs, run: &mut Run) -> Result<Exit> {
 
 async fn prepare(app: &App, args: &RestoreArgs, database: Option<ConnInfo>, run: &mut Run) -> Result<Prepared> {
     let identities = keys::identities_at_hand(&app.config).await?;
-    let repository = Repository::open(&location(&app.config)?).await?;
+    let repository = to_read(app).await?;
     run.at(&repository);
-    let limits = limits(&app.config, &repository)?;
+    let limits = limits(&app.config, repository.part_bytes())?;
     let (found, passed_over) = resolve(app, &repository, &args.reference, &args.age).await?;
     run.about(&found.manifest);
     let backup = OpenBackup::open(&repository, &found.path, &identities).await?;

@@ -15,7 +15,7 @@ pub(crate) async fn run(app: &App, args: &RunArgs) -> Result<Exit> {
     let mut worst = Exit::Done;
     let mut failed: Vec<(&Target, Error)> = Vec::new();
     for target in &targets {
-        match back_up(app, "run", &target.name, &target.input).await {
+        match back_up(app, "run", &target.name, &target.input, args.json).await {
             Ok(exit) => worst = if exit == Exit::Done { worst } else { exit },
             Err(e) if e.kind() == ErrorKind::Cancelled => return Err(e),
             // One target's failure is no reason to leave the others without a backup.

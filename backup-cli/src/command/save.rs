@@ -4,12 +4,13 @@ use std::io::{self, IsTerminal};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backup_core::encrypt::signature::SigningKey;
+use backup_core::encrypt::signature::{Signer, SigningKey};
 use backup_core::format::{Condition, Manifest};
-use backup_core::pipeline::{Backup, Findings};
-use backup_core::repository::Repository;
+use backup_core::pipeline::{Backup, Event, Findings, Observer, Outcome, OutcomeState};
+use backup_core::repository::LAG_DEFAULT;
 use backup_core::repository::layout::TargetName;
 use backup_core::{Error, Result};
+use serde::Serialize;
 
 use crate::args::SaveArgs;
 use crate::audit::Run;
@@ -17,10 +18,10 @@ use crate::exit::Exit;
 use crate::input::Input;
 use crate::output::{Output, bytes, write_stdout};
 use crate::progress::{self, Shown, rate};
-use crate::{App, keys, signing};
+use crate::{App, keys, report, signing};
 
-use super::describe::data_bytes;
-use super::{limits, location, or_cancelled};
+use super::describe::{BackupDocument, data_bytes};
+use super::{limits, optional_lag, or_cancelled, to_write};
 
 pub(crate) async fn run(app: &App, args: &SaveArgs) -> Result<Exit> {
     let target: TargetName = args.name.parse()?;
@@ -30,51 +31,58 @@ pub(crate) async fn run(app: &App, args: &SaveArgs) -> Result<Exit> {
             "pipe data in, or use '-- COMMAND', --base-backup CONNINFO, --pg-dump CONNINFO or --directory PATH; see 'backup save --help'",
         ));
     }
-    back_up(app, "save", &target, &input).await
+    back_up(app, "save", &target, &input, args.json).await
 }
 
 /// Makes one backup for `command`, says what came of it, and leaves a record.
-pub(super) async fn back_up(app: &App, command: &str, target: &TargetName, input: &Input) -> Result<Exit> {
+pub(super) async fn back_up(app: &App, command: &str, target: &TargetName, input: &Input, json: bool) -> Result<Exit> {
     let mut run = Run::new(app, command);
     run.record.target = Some(target.clone());
-    let result = back_up_recorded(app, target, input, &mut run).await;
+    let result = back_up_recorded(app, target, input, &mut run, json).await;
     run.end(app, &result).await;
     result
 }
 
-async fn back_up_recorded(app: &App, target: &TargetName, input: &Input, run: &mut Run) -> Result<Exit> {
+async fn back_up_recorded(app: &App, target: &TargetName, input: &Input, run: &mut Run, json: bool) -> Result<Exit> {
     // Before the repository is asked anything.
     input.check()?;
     let begun = Instant::now();
     let backup = or_cancelled(app, prepare(app, target, input, run)).await?;
     let keys_need_care = keys::tell(app);
     let handle = backup.start()?;
-    let counters = handle.counters();
-    let manifest = progress::during(&app.output, None, || Shown::saving(&counters.snapshot()), handle.wait()).await?;
+    let (counters, outcomes) = (handle.counters(), handle.outcomes());
+    let saved = progress::during(&app.output, None, || Shown::saving(&counters.snapshot()), handle.wait()).await;
+    let outcomes = outcomes.all();
+    let manifest = saved.inspect_err(|_| tell_failed(&app.output, &outcomes))?;
     run.about(&manifest);
     run.record.recipients.clone_from(&manifest.recipients);
     run.record.bytes = Some(manifest.plain_bytes());
-    match finish(&app.output, &manifest, begun.elapsed())? {
+    let saved = Saved { manifest: &manifest, outcomes, json, signer: run.record.signer };
+    match finish(&app.output, &saved, begun.elapsed())? {
         Exit::Done if keys_need_care => Ok(Exit::Warnings),
         exit => Ok(exit),
     }
 }
 
 async fn prepare(app: &App, target: &TargetName, input: &Input, run: &mut Run) -> Result<Backup> {
-    let location = location(&app.config)?;
     let recipients = keys::Recipients::load(&app.config).await?.at(app.clock.now())?;
     let signing_key = signing::signing_key(&app.config)?;
-    let repository = Repository::open(&location).await?;
-    run.at(&repository);
+    let repositories = to_write(&app.config).await?;
+    repositories.open().for_each(|repository| run.at(repository));
     run.record.signer = signing_key.as_ref().map(SigningKey::signer);
-    let limits = limits(&app.config, &repository)?;
+    let limits = limits(&app.config, repositories.part_bytes())?;
+    for (member, error) in repositories.members().iter().filter_map(|member| Some((member, member.failure()?))) {
+        app.output.warning(format!("going on without {member}, which is optional: {}", report::in_one_line(&error)));
+    }
     let findings = Findings::default();
-    let mut backup = Backup::new(repository, target.clone())
+    let mut backup = Backup::new(repositories, target.clone())
         .recipients(recipients)
         .compression(app.config.encoding.compression())
         .suite(app.config.encoding.suite())
         .limits(limits)
         .findings(findings.clone())
+        .optional_lag(optional_lag(&app.config).unwrap_or(LAG_DEFAULT))
+        .observer(Arc::new(Told(app.output.clone())))
         .clock(Arc::clone(&app.clock))
         .cancel_on(&app.cancel);
     if let Some(key) = signing_key {
@@ -83,7 +91,57 @@ async fn prepare(app: &App, target: &TargetName, input: &Input, run: &mut Run) -
     input.add_to(app, target, backup, &findings).await
 }
 
-fn finish(output: &Output, manifest: &Manifest, elapsed: Duration) -> Result<Exit> {
+/// Tells at once what will be told again at the end, when somebody may still do something about it.
+#[derive(Debug)]
+struct Told(Output);
+
+impl Observer for Told {
+    fn event(&self, event: &Event) {
+        if let Event::Dropped { repository, error } = event {
+            self.0.warning(format!("going on without {repository}, which is optional: {error}"));
+        }
+    }
+}
+
+/// A backup that was made.
+struct Saved<'a> {
+    manifest: &'a Manifest,
+    outcomes: Vec<Outcome>,
+    json: bool,
+    signer: Option<Signer>,
+}
+
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    backup: BackupDocument,
+    repositories: &'a [Outcome],
+}
+
+/// Which repositories were the reason that there is no backup in any of several.
+fn tell_failed(output: &Output, outcomes: &[Outcome]) {
+    for Outcome { repository, required, error, .. } in outcomes.iter().filter(|_| outcomes.len() > 1) {
+        if let Some(error) = error {
+            let role = if *required { "required" } else { "optional" };
+            output.note(format!("{repository} ({role}) failed: {error}"));
+        }
+    }
+}
+
+/// Where the backup is, of several repositories; whether it is in all.
+fn tell_outcomes(output: &Output, outcomes: &[Outcome]) -> bool {
+    for Outcome { repository, state, error, .. } in outcomes.iter().filter(|_| outcomes.len() > 1) {
+        let why = error.as_deref().unwrap_or("the reason is not known");
+        match state {
+            OutcomeState::Stored => output.note(format!("stored in {repository}")),
+            OutcomeState::Unknown => output.warning(format!("it is not known whether it is in {repository}: {why}")),
+            _ => output.warning(format!("not in {repository}: {why}")),
+        }
+    }
+    outcomes.iter().all(|outcome| outcome.state == OutcomeState::Stored)
+}
+
+fn finish(output: &Output, saved: &Saved<'_>, elapsed: Duration) -> Result<Exit> {
+    let manifest = saved.manifest;
     let (plain, stored) = (data_bytes(manifest), manifest.stored_bytes());
     output.note(format!(
         "saved {}: {} of data in {:.1} s ({}), stored in {} ({:.2} to 1)",
@@ -94,7 +152,7 @@ fn finish(output: &Output, manifest: &Manifest, elapsed: Duration) -> Result<Exi
         bytes(stored),
         plain as f64 / stored.max(1) as f64,
     ));
-    let mut exit = Exit::Done;
+    let mut exit = if tell_outcomes(output, &saved.outcomes) { Exit::Done } else { Exit::Warnings };
     if let Some(cluster) = &manifest.cluster {
         let with = if cluster.wal_included { "with its WAL" } else { "without its WAL" };
         let (timeline, start, stop) = (cluster.timeline, cluster.start_lsn, cluster.stop_lsn);
@@ -115,7 +173,10 @@ fn finish(output: &Output, manifest: &Manifest, elapsed: Duration) -> Result<Exi
         ));
         exit = Exit::Warnings;
     }
-    if let Err(e) = write_stdout(&format!("{}\n", manifest.id)) {
+    if saved.json {
+        let backup = BackupDocument::new(manifest, saved.signer);
+        output.json(&Document { backup, repositories: &saved.outcomes })?;
+    } else if let Err(e) = write_stdout(&format!("{}\n", manifest.id)) {
         output.warning(format!("the backup {} is complete, but its id could not be printed: {e}", manifest.id));
         exit = Exit::Warnings;
     }

@@ -17,7 +17,7 @@ use crate::output::{bytes, table};
 use crate::{App, keys, report};
 
 use super::describe::{BackupDocument, data_bytes, stored_bytes, time, word};
-use super::{location, resolve};
+use super::{resolve, to_read};
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
@@ -32,7 +32,7 @@ struct Document<'a> {
 }
 
 pub(crate) async fn run(app: &App, args: &ShowArgs) -> Result<Exit> {
-    let repository = Repository::open(&location(&app.config)?).await?;
+    let repository = to_read(app).await?;
     let (found, passed_over) = resolve(app, &repository, &args.reference, &args.age).await?;
     let (opened, mut exit) = match open(app, &repository, &found).await {
         Ok(opened) if passed_over => (opened, Exit::Warnings),

@@ -16,7 +16,7 @@ use crate::progress::{self, Shown};
 use crate::report::{self, plain};
 use crate::{App, keys};
 
-use super::{limits, location, or_cancelled, resolve};
+use super::{limits, or_cancelled, resolve, to_look_at};
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
@@ -81,7 +81,7 @@ async fn verify(app: &App, args: &VerifyArgs, run: &mut Run) -> Result<Exit> {
         return Err(Error::config("--not-older-than is about one backup, and --all about every")
             .with_hint("name the target: that means its latest backup"));
     }
-    let repository = or_cancelled(app, async { Repository::open(&location(&app.config)?).await }).await?;
+    let repository = or_cancelled(app, to_look_at(app)).await?;
     let work = or_cancelled(app, work(app, &repository, args)).await?;
     if args.deep {
         run.at(&repository);
@@ -180,7 +180,7 @@ async fn verify_all(
 ) -> Result<()> {
     let identities =
         if args.deep { or_cancelled(app, keys::identities_at_hand(&app.config)).await? } else { Vec::new() };
-    let limits = limits(&app.config, repository)?;
+    let limits = limits(&app.config, repository.part_bytes())?;
     for outcome in &*outcomes {
         outcome.tell(app, args)?;
     }

@@ -21,7 +21,7 @@ use crate::exit::Exit;
 use crate::input::Input;
 use crate::signing;
 
-use super::or_cancelled;
+use super::{optional_lag, or_cancelled};
 
 pub(crate) async fn run(app: &App, action: &WalAction) -> Result<Exit> {
     match action {
@@ -61,6 +61,13 @@ fn archiver_options(app: &App) -> Result<ArchiverOptions> {
     let mut options = ArchiverOptions::default();
     options.clock = Arc::clone(&app.clock);
     options.signing_key = signing::signing_key(&app.config)?;
+    if let Some(lag) = optional_lag(&app.config) {
+        options.optional_lag = lag;
+    }
+    let output = app.output.clone();
+    options.on_missed = Some(Arc::new(move |missed| {
+        output.warning(format!("{} is not in {}, which is optional: {}", missed.file, missed.repository, missed.error));
+    }));
     options.compression = compression(&app.config, options.compression);
     options.suite = app.config.encoding.suite();
     if let Some(workers) = &app.config.workers {

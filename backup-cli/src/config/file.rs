@@ -1,5 +1,6 @@
 //! The configuration file: TOML, every key known, every value with its line.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,9 @@ pub(crate) struct ConfigFile {
 pub(crate) struct Values {
     #[serde(default)]
     pub(crate) repository: Repository,
+    #[serde(default)]
+    pub(crate) repositories: BTreeMap<String, Spanned<Repository>>,
+    pub(crate) optional_lag_seconds: Option<Spanned<u64>>,
     pub(crate) recipients: Option<Spanned<Vec<String>>>,
     pub(crate) identity_files: Option<Spanned<Vec<PathBuf>>>,
     pub(crate) identities: Option<Spanned<Vec<String>>>,
@@ -52,11 +56,13 @@ pub(crate) struct Values {
     pub(crate) keys: KeyTables,
 }
 
-/// `[repository]`.
+/// `[repository]`, or one of `[repositories.NAME]`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table: [repository] with url = \"…\"")]
 pub(crate) struct Repository {
     pub(crate) url: Option<Spanned<String>>,
+    /// Only of one among several.
+    pub(crate) required: Option<Spanned<bool>>,
     #[serde(default)]
     pub(crate) s3: S3,
 }
@@ -68,6 +74,7 @@ pub(crate) struct S3 {
     pub(crate) endpoint: Option<Spanned<String>>,
     pub(crate) region: Option<Spanned<String>>,
     pub(crate) path_style: Option<Spanned<bool>>,
+    pub(crate) profile: Option<Spanned<String>>,
 }
 
 impl ConfigFile {
@@ -213,7 +220,7 @@ mod tests {
         );
         assert_eq!(
             refused("[repository]\nzzz = 1\n"),
-            "backup.toml:2: unknown key 'zzz' | known keys here are url, s3"
+            "backup.toml:2: unknown key 'zzz' | known keys here are url, required, s3"
         );
     }
 

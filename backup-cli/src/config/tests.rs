@@ -29,12 +29,75 @@ fn seen<T: Clone>(setting: Option<&Setting<T>>) -> Option<(T, String)> {
     setting.map(|s| (s.value.clone(), s.origin.to_string()))
 }
 
+fn addresses(config: &Config) -> Vec<&str> {
+    config.repositories().unwrap().iter().map(|repository| repository.url.value.as_str()).collect()
+}
+
+const SEVERAL: &str = r#"
+optional_lag_seconds = 5
+[repositories.primary]
+url = "s3://a/p"
+[repositories.primary.s3]
+endpoint = "https://primary"
+[repositories.archive]
+url = "archive"
+required = false
+[repositories.dr]
+url = "s3://c"
+[repositories.dr.s3]
+profile = "dr"
+"#;
+
+#[test]
+fn several_repositories_come_in_the_order_of_the_file_and_each_is_reached_as_its_own_table_says() {
+    let environment = [("AWS_ENDPOINT_URL", "https://everywhere"), ("AWS_REGION", "eu-1")];
+    let config = merged(&["list"], &environment, SEVERAL).unwrap();
+    assert_eq!(addresses(&config), ["s3://a/p", "/etc/backup/archive", "s3://c"]);
+    let all = config.repositories().unwrap();
+    assert_eq!(all.iter().map(|r| r.required).collect::<Vec<_>>(), [true, false, true]);
+    let endpoint = |i: usize| seen(all[i].s3.endpoint.as_ref()).map(|(endpoint, _)| endpoint);
+    let region = |i: usize| seen(all[i].s3.region.as_ref()).map(|(region, _)| region);
+    assert_eq!(endpoint(0).as_deref(), Some("https://primary"));
+    assert_eq!(region(0).as_deref(), Some("eu-1"));
+    // Credentials of its own come with all the rest.
+    assert_eq!((endpoint(2), region(2)), (None, None));
+    assert_eq!(config.optional_lag.unwrap().value, 5);
+}
+
+#[test]
+fn repositories_are_chosen_by_name_or_address_and_whoever_is_named_alone_is_required() {
+    let chosen = |flags: &[&str], environment: &[(&str, &str)]| {
+        let config = merged(&[flags, &["list"]].concat(), environment, SEVERAL).unwrap();
+        let all = config.repositories().unwrap().iter();
+        all.map(|r| format!("{} {}", r.name.as_deref().unwrap_or(&r.url.value), r.required)).collect::<Vec<_>>()
+    };
+    assert_eq!(chosen(&["--repo", "archive"], &[]), ["archive true"]);
+    assert_eq!(chosen(&["--repo", "./archive", "-r", "archive"], &[]), ["./archive true", "archive false"]);
+    assert_eq!(chosen(&[], &[("BACKUP_REPO", "dr, /var/backups")]), ["dr true", "/var/backups true"]);
+}
+
+#[test]
+fn repositories_that_cannot_be_meant_are_refused_with_their_line() {
+    let refused = |file: &str| merged(&["list"], &[], file).unwrap_err().to_string();
+    let one = "[repositories.a]\nurl = \"/a\"\n";
+    for (file, expected) in [
+        (format!("[repository]\nurl = \"/b\"\n{one}"), ":2: there are a [repository] and [repositories.NAME]"),
+        ("[repository]\nurl = \"/b\"\nrequired = true\n".to_owned(), ":3: the only repository is always required"),
+        (format!("{one}required = false\n"), "none of the repositories is required"),
+        ("[repositories.a]\nrequired = true\n".to_owned(), ":1: the repository 'a' has no url"),
+        ("[repositories.\"a,b\"]\nurl = \"/a\"\n".to_owned(), ":1: 'a,b' cannot name a repository"),
+    ] {
+        let message = refused(&file);
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
 #[test]
 fn flags_win_over_environment_over_file_over_default() {
     let flags = ["save", "app", "--level", "-3", "--repo", "/r"];
     let environment = [("BACKUP_REPO", "/e"), ("BACKUP_LEVEL", "5"), ("BACKUP_CODEC", "zstd"), ("BACKUP_MEMORY", "")];
     let config = merged(&flags, &environment, FILE).unwrap();
-    assert_eq!(seen(config.repository.as_ref()), Some(("/r".into(), "--repo".into())));
+    assert_eq!(seen(Some(&config.repositories.all[0].url)), Some(("/r".into(), "--repo".into())));
     assert_eq!(seen(Some(&config.encoding.level)), Some((-3, "--level".into())));
     assert_eq!(seen(Some(&config.encoding.codec)), Some((CodecName::Zstd, "BACKUP_CODEC".into())));
     assert_eq!(seen(config.memory.as_ref()), Some((ByteSize::mib(64), "/etc/backup/backup.toml:5".into())));
@@ -61,11 +124,11 @@ fn identities_that_are_no_files_are_lists_on_every_layer() {
 #[test]
 fn paths_in_the_file_are_relative_to_it_and_others_are_not() {
     let config = merged(&["list"], &[], FILE).unwrap();
-    assert_eq!(config.repository().unwrap(), "/etc/backup/backups");
+    assert_eq!(addresses(&config), ["/etc/backup/backups"]);
     assert_eq!(config.identity_files.unwrap().value, [Path::new("/etc/backup/keys/a.txt"), Path::new("/b.txt")]);
     assert_eq!(config.passphrase.unwrap().value, SecretSource::File("/etc/backup/secret".into()));
     let config = merged(&["list"], &[("BACKUP_REPO", "backups"), ("BACKUP_IDENTITY_FILE", "k")], FILE).unwrap();
-    assert_eq!(config.repository().unwrap(), "backups");
+    assert_eq!(addresses(&config), ["backups"]);
     assert_eq!(config.identity_files.unwrap().value, [Path::new("k")]);
 }
 
@@ -73,7 +136,7 @@ fn paths_in_the_file_are_relative_to_it_and_others_are_not() {
 fn a_mistyped_address_in_the_file_does_not_become_a_path() {
     for address in ["s3:/bucket", "s3:bucket", "memory:", "s3://bucket"] {
         let config = merged(&["list"], &[], &format!("[repository]\nurl = \"{address}\"")).unwrap();
-        assert_eq!(config.repository().unwrap(), address);
+        assert_eq!(addresses(&config), [address]);
     }
 }
 

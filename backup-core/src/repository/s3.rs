@@ -35,6 +35,8 @@ pub struct S3Options {
     /// Whether the bucket's name goes into the path (`host/bucket`) instead of the host (`bucket.host`). Otherwise: into the
     /// path with an endpoint of one's own and for names with dots, which no certificate covers; into the host at AWS.
     pub path_style: Option<bool>,
+    /// The profile in `~/.aws` that has the credentials, the region and the endpoint, whatever the environment says: for one of several stores.
+    pub profile: Option<String>,
 }
 
 /// The environment as far as it matters here, taken once, so that tests can make one up.
@@ -55,7 +57,31 @@ pub(super) fn connect(bucket: &str, options: &S3Options, environment: &Environme
     builder(bucket, options, environment)?.build().map_err(|e| storage_error(e, format!("cannot set up s3://{bucket}")))
 }
 
+/// What the environment says of every store, and not of one that has a profile of its own.
+const OF_ALL_STORES: [&str; 10] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ROLE_ARN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_SKIP_SIGNATURE",
+];
+
+/// The environment of a store with a profile of its own.
+fn environment_of(profile: &str, environment: &Environment) -> Environment {
+    let mut own = environment.clone();
+    own.retain(|name, _| !OF_ALL_STORES.contains(&name.as_str()));
+    own.insert("AWS_PROFILE".to_owned(), profile.to_owned());
+    own
+}
+
 fn builder(bucket: &str, options: &S3Options, environment: &Environment) -> Result<AmazonS3Builder> {
+    let own = options.profile.as_ref().map(|profile| environment_of(profile, environment));
+    let environment = own.as_ref().unwrap_or(environment);
     let variable = |name: &str| environment.get(name).cloned();
     let mut builder =
         AmazonS3Builder::new().with_client_options(client_options(variable("AWS_CA_BUNDLE"))?).with_retry(retry());
@@ -233,7 +259,7 @@ mod tests {
     #[test]
     fn the_bucket_goes_where_the_store_expects_it() {
         let virtual_host = |endpoint: Option<&str>, path_style| {
-            let options = S3Options { endpoint: endpoint.map(str::to_owned), path_style, region: None };
+            let options = S3Options { endpoint: endpoint.map(str::to_owned), path_style, ..S3Options::default() };
             let host = value(&options, &[], Key::S3Endpoint);
             (value(&options, &[], Key::VirtualHostedStyleRequest).unwrap(), host)
         };
@@ -242,8 +268,11 @@ mod tests {
         assert_eq!(virtual_host(Some("https://s3.example:9000"), None).0, "false");
         let host = Some("https://bucket.s3.example:9000".to_owned());
         assert_eq!(virtual_host(Some("https://s3.example:9000"), Some(false)), ("true".to_owned(), host));
-        let options =
-            S3Options { endpoint: Some("http://127.0.0.1".to_owned()), path_style: Some(false), region: None };
+        let options = S3Options {
+            endpoint: Some("http://127.0.0.1".to_owned()),
+            path_style: Some(false),
+            ..S3Options::default()
+        };
         assert_eq!(builder("bucket", &options, &with(&KEYS)).unwrap_err().kind(), ErrorKind::Config);
     }
 
@@ -277,6 +306,15 @@ mod tests {
         assert_eq!(built.get_config_value(&Key::AccessKeyId).as_deref(), Some("PROFILE"));
         assert_eq!(built.get_config_value(&Key::Token).as_deref(), Some("t"));
         assert_eq!(value(&S3Options::default(), &profile, Key::AccessKeyId).as_deref(), Some("AKID"));
+
+        // One of several stores has it by name, whatever else is set for all of them.
+        let variables =
+            [&KEYS[..], &[profile[0], profile[2], ("AWS_SESSION_TOKEN", "other"), ("AWS_REGION", "x")]].concat();
+        let own = S3Options { profile: Some("dr".to_owned()), ..S3Options::default() };
+        let built = builder("bucket", &own, &with(&variables)).unwrap();
+        assert_eq!(built.get_config_value(&Key::AccessKeyId).as_deref(), Some("PROFILE"));
+        assert_eq!(built.get_config_value(&Key::Token).as_deref(), Some("t"));
+        assert_eq!(built.get_config_value(&Key::Region), None);
 
         let absent = [profile[0], profile[2], ("AWS_PROFILE", "absent")];
         let error = builder("bucket", &S3Options::default(), &with(&absent)).unwrap_err();

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use backup_core::format::RecipientName;
 use backup_core::keys::passphrase;
 use backup_core::keys::policy::{Key, State};
+use backup_core::repository::Repository;
 use backup_core::repository::census::{Census, Looked};
 use backup_core::repository::rewrap::named;
 use backup_core::{Error, ErrorKind, Result, Stage};
@@ -17,7 +18,8 @@ use crate::exit::Exit;
 use crate::{keys, progress};
 
 use super::{
-    concurrency, configured, count, open, problems, reread, shown, targets, tell_problems, words, words_and_names,
+    concurrency, configured, count, problems, repositories, reread, shown, targets, tell_problems, words,
+    words_and_names,
 };
 
 pub(super) async fn run(app: &App, args: &RetireArgs) -> Result<Exit> {
@@ -25,21 +27,27 @@ pub(super) async fn run(app: &App, args: &RetireArgs) -> Result<Exit> {
         app.output.note(format!("key '{}' is retired already", args.name));
         return Ok(Exit::Done);
     };
-    let census = census(app).await?;
-    tell_problems(&app.output, &census);
-    if let Some(error) = problems(&census, "opened, so it is not known whether they need the key") {
-        return Err(error);
-    }
-    retiring.check(&census)?;
     let name = &retiring.key.name;
-    app.output.note(format!("{} can be opened without '{name}'", words(&census.all())));
+    let (mut censuses, mut unfinished) = (Vec::new(), 0);
+    // Every repository must say so, the optional ones too.
+    for member in repositories(&app.config)?.members() {
+        let census = census(app, member.open().await?).await?;
+        tell_problems(&app.output, &census);
+        if let Some(error) = problems(&census, "opened, so it is not known whether they need the key") {
+            return Err(error);
+        }
+        retiring.check(&census)?;
+        app.output.note(format!("{} can be opened without '{name}'", words(&census.all())));
+        unfinished += census.unfinished.len() as u64;
+        censuses.push(census);
+    }
     if !args.dry_run {
         let file = app.config.file.as_deref().ok_or_else(|| Error::config("there is no configuration file"))?;
         edit::edit(file, |document| {
             // It takes a while to look at everything: who was to open it may have been given up by somebody else, or have ended.
             let now = app.clock.now();
             let Some(retiring) = Retiring::of(&reread(app)?, &args.name, now)? else { return Ok(()) };
-            retiring.check(&census)?;
+            censuses.iter().try_for_each(|census| retiring.check(census))?;
             edit::retire(document, &args.name, now)
         })?;
         app.output.note(format!(
@@ -47,12 +55,12 @@ pub(super) async fn run(app: &App, args: &RetireArgs) -> Result<Exit> {
             file.display()
         ));
     }
-    if census.unfinished.is_empty() {
+    if unfinished == 0 {
         return Ok(Exit::Done);
     }
     app.output.warning(format!(
         "unfinished, or going on: {}; what they wrote may need '{name}', and is not counted. Look again when they have ended, with 'backup key status'",
-        count(census.unfinished.len() as u64, "run")
+        count(unfinished, "run")
     ));
     Ok(Exit::Warnings)
 }
@@ -104,14 +112,13 @@ impl Retiring {
 }
 
 /// What is kept, everything of it, proved.
-async fn census(app: &App) -> Result<Census> {
+async fn census(app: &App, repository: &Repository) -> Result<Census> {
     let identities = keys::identities(&app.config).await.map_err(|e| {
         e.with_hint("it is proved with an identity that opens what is kept: give one with --identity-file, on a host that may have it")
     })?;
-    let repository = open(app).await?;
-    let targets = targets(&repository, &[]).await?;
+    let targets = targets(repository, &[]).await?;
     let looked = Looked::default();
-    let work = Census::take(&repository, &targets, &identities, concurrency(&app.config), &looked);
+    let work = Census::take(repository, &targets, &identities, concurrency(&app.config), &looked);
     progress::during(&app.output, None, || shown(&looked), work).await
 }
 

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use backup_core::Result;
+use backup_core::keys::{Identity, Recipient};
+use backup_core::repository::Repository;
 use backup_core::repository::census::{Looked, Problem};
 use backup_core::repository::rewrap::{RewrapOptions, named, rewrap};
 use serde::Serialize;
@@ -13,7 +15,7 @@ use crate::exit::Exit;
 use crate::keys::{self, Recipients};
 use crate::progress;
 
-use super::{concurrency, count, open, problems, shown, targets, tell_problems, tell_unfinished};
+use super::{concurrency, count, problems, shown, targets, tell_problems, tell_unfinished, with_each};
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
@@ -32,7 +34,16 @@ struct Document<'a> {
 pub(super) async fn run(app: &App, args: &RewrapArgs) -> Result<Exit> {
     let recipients = Recipients::load(&app.config).await?.at(app.clock.now())?;
     let identities = keys::identities(&app.config).await?;
-    let repository = open(app).await?;
+    with_each(app, |repository| in_one(app, args, repository, recipients.clone(), identities.clone())).await
+}
+
+async fn in_one(
+    app: &App,
+    args: &RewrapArgs,
+    repository: Repository,
+    recipients: Vec<Arc<dyn Recipient>>,
+    identities: Vec<Arc<dyn Identity>>,
+) -> Result<Exit> {
     let targets = targets(&repository, &args.targets).await?;
     let names: Vec<_> = recipients.iter().map(|recipient| named(&**recipient)).collect();
     let mut options = RewrapOptions::new(recipients, identities);

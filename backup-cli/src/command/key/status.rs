@@ -1,10 +1,13 @@
 //! `backup key status`.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use backup_core::Result;
 use backup_core::format::RecipientName;
+use backup_core::keys::Identity;
 use backup_core::keys::policy::{Key, State};
+use backup_core::repository::Repository;
 use backup_core::repository::census::{Census, Held, Looked, Problem};
 use backup_core::repository::rewrap::named;
 use jiff::Timestamp;
@@ -18,7 +21,7 @@ use crate::output::table;
 use crate::{keys, progress};
 
 use super::list::{KeyDocument, NO_POLICY};
-use super::{concurrency, count, open, shown, targets, tell_problems, tell_unfinished, words, words_and_names};
+use super::{concurrency, count, shown, targets, tell_problems, tell_unfinished, with_each, words, words_and_names};
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
@@ -75,7 +78,16 @@ struct Status {
 pub(super) async fn run(app: &App, args: &StatusKeysArgs) -> Result<Exit> {
     let now = app.clock.now();
     let identities = if args.deep { keys::identities(&app.config).await? } else { Vec::new() };
-    let repository = open(app).await?;
+    with_each(app, |repository| of_one(app, args, repository, identities.clone(), now)).await
+}
+
+async fn of_one(
+    app: &App,
+    args: &StatusKeysArgs,
+    repository: Repository,
+    identities: Vec<Arc<dyn Identity>>,
+    now: Timestamp,
+) -> Result<Exit> {
     let targets = targets(&repository, &args.targets).await?;
     let looked = Looked::default();
     let work = Census::take(&repository, &targets, &identities, concurrency(&app.config), &looked);

@@ -14,7 +14,7 @@ use nix::unistd::{Gid, Group, Uid, User};
 
 use crate::args::RestoreArgs;
 use crate::audit::Run;
-use crate::command::{check_age, limits, location, or_cancelled};
+use crate::command::{check_age, limits, or_cancelled, to_read};
 use crate::exit::Exit;
 use crate::progress::{self, Shown};
 use crate::{App, keys, report};
@@ -39,7 +39,7 @@ pub(super) async fn wanted(app: &App, args: &RestoreArgs, run: &mut Run) -> Resu
         };
     }
     let settings = settings(&args.cluster)?;
-    let repository = Repository::open(&location(&app.config)?).await?;
+    let repository = to_read(app).await?;
     run.at(&repository);
     let found = repository.resolve(&args.reference).await?;
     check_age(app, &found, &args.age)?;
@@ -136,7 +136,7 @@ async fn prepare(
     let (recovery, identity_files) = settings.recovery(app, target, &fit)?;
     let mut restore = backup
         .restore_cluster(args.destination.to.clone().unwrap_or_default())
-        .limits(limits(&app.config, repository)?)
+        .limits(limits(&app.config, repository.part_bytes())?)
         .tablespace_mappings(args.cluster.tablespace_mapping.iter().cloned())
         .recovery(recovery)
         .warnings(warnings.clone());

@@ -4,13 +4,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use backup_core::format::Condition;
-use backup_core::repository::Repository;
 use backup_core::restore::{OnlyRestore, OpenBackup};
 use backup_core::{Error, Result};
 
 use crate::args::RestoreArgs;
 use crate::audit::Run;
-use crate::command::{limits, location, or_cancelled, resolve};
+use crate::command::{limits, or_cancelled, resolve, to_read};
 use crate::exit::Exit;
 use crate::output::bytes;
 use crate::progress::{self, Shown};
@@ -59,9 +58,9 @@ struct Prepared {
 
 async fn prepare(app: &App, args: &RestoreArgs, directory: &Path, run: &mut Run) -> Result<Prepared> {
     let identities = keys::identities_at_hand(&app.config).await?;
-    let repository = Repository::open(&location(&app.config)?).await?;
+    let repository = to_read(app).await?;
     run.at(&repository);
-    let limits = limits(&app.config, &repository)?;
+    let limits = limits(&app.config, repository.part_bytes())?;
     let (found, passed_over) = resolve(app, &repository, &args.reference, &args.age).await?;
     run.about(&found.manifest);
     let backup = OpenBackup::open(&repository, &found.path, &identities).await?;

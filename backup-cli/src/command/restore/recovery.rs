@@ -117,9 +117,14 @@ fn restore_command(app: &App, target: &TargetName, standby: bool) -> Result<(Res
     if let Some(file) = &config.file {
         add("--config", absolute(file)?.1);
     }
-    if let Some(repository) = elsewhere(&config.repository) {
-        let directory = location(config)?.as_directory().map(Path::to_owned);
-        add("--repo", directory.map_or_else(|| Ok(repository.clone()), |path| absolute(&path).map(|(_, text)| text))?);
+    for repository in elsewhere(&config.repositories.chosen).map_or(&[][..], |_| &config.repositories.all) {
+        let directory = location(config, repository)?.as_directory().map(Path::to_owned);
+        let address = match (&repository.name, directory) {
+            (Some(name), _) => name.clone(),
+            (None, Some(path)) => absolute(&path)?.1,
+            (None, None) => repository.url.value.clone(),
+        };
+        add("--repo", address);
     }
     for path in elsewhere(&config.identity_files).into_iter().flatten() {
         // The default file need not exist, with a passphrase for example.

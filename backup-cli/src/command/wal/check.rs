@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use backup_core::jiff::Timestamp;
 use backup_core::repository::Repository;
+use backup_core::repository::layout::TargetName;
 use backup_core::wal_archive::{Inventory, ReadyFiles, TimelineInventory};
 use backup_core::{Error, ErrorKind, Result, Stage};
 use serde::Serialize;
@@ -11,7 +12,7 @@ use serde::Serialize;
 use crate::App;
 use crate::args::CheckArgs;
 use crate::command::describe::time;
-use crate::command::location;
+use crate::command::with_each;
 use crate::exit::Exit;
 use crate::output::{self, bytes};
 
@@ -79,7 +80,10 @@ struct ReadyDocument {
 
 pub(crate) async fn run(app: &App, args: &CheckArgs) -> Result<Exit> {
     let target = target(&app.config)?;
-    let repository = Repository::open(&location(&app.config)?).await?;
+    with_each(app, |repository| in_one(app, args, target.clone(), repository)).await
+}
+
+async fn in_one(app: &App, args: &CheckArgs, target: TargetName, repository: Repository) -> Result<Exit> {
     let inventory = Inventory::read(&repository, &target).await?;
     let server = match args.server.as_deref() {
         Some(conninfo) => Some(Lag::of_server(app, conninfo, &target, &inventory).await?),

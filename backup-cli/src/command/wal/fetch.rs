@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::postgres::wal::{SegmentSize, WalFile};
-use backup_core::repository::Repository;
 use backup_core::wal_archive::{Fetched, Fetcher, FetcherOptions};
 use backup_core::{Error, Result};
 
 use crate::App;
 use crate::args::FetchArgs;
-use crate::command::location;
+use crate::command::repositories;
 use crate::exit::Exit;
 use crate::keys;
 
@@ -55,7 +54,7 @@ pub(crate) async fn run(app: &App, args: &FetchArgs) -> Result<Exit> {
 
 async fn fetcher(app: &App, args: &FetchArgs) -> Result<Fetcher> {
     let target = target(&app.config)?;
-    let location = location(&app.config)?;
+    let repositories = repositories(&app.config)?;
     let identities = keys::identities(&app.config).await?;
     let mut options = FetcherOptions::default();
     options.system_identifier = args.system_identifier;
@@ -66,7 +65,7 @@ async fn fetcher(app: &App, args: &FetchArgs) -> Result<Fetcher> {
     if let Some(workers) = &app.config.workers {
         options.workers = workers.value;
     }
-    Fetcher::new(Repository::open(&location).await?, target, identities, options)
+    Fetcher::new(repositories, target, identities, options)
 }
 
 /// What the process that [`start_prefetch`] starts does. Nobody listens to what it has to say.

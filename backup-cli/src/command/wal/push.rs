@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use backup_core::repository::Repository;
 use backup_core::wal_archive::{Archiver, Epochs, Pushed};
 use backup_core::{Error, ErrorKind, Result, Stage};
 
 use crate::App;
 use crate::args::PushArgs;
-use crate::command::location;
+use crate::command::repositories;
 use crate::exit::Exit;
 use crate::keys::Recipients;
 
@@ -42,12 +41,12 @@ pub(crate) async fn run(app: &App, args: &PushArgs) -> Result<Exit> {
 
 async fn push(app: &App, args: &PushArgs) -> Result<Pushed> {
     let target = target(&app.config)?;
-    let location = location(&app.config)?;
+    let repositories = repositories(&app.config)?;
     let epochs = Epochs::new(Recipients::load(&app.config).await?.at(app.clock.now())?)?;
     let mut options = archiver_options(app)?;
     options.system_identifier = args.system_identifier;
     options.look_ahead = args.look_ahead;
     options.cancel = app.cancel.child_token();
-    let repository = Repository::open(&location).await?;
-    Archiver::new(repository, target, epochs, options)?.push(&args.path).await
+    repositories.open_all(options.optional_lag).await?;
+    Archiver::new(repositories, target, epochs, options)?.push(&args.path).await
 }

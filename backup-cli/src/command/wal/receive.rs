@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::Result;
-use backup_core::repository::Repository;
 use backup_core::repository::layout::TargetName;
 use backup_core::wal_archive::{Archiver, Epochs, EventCallback, Receiver, ReceiverEvent, ReceiverOptions, Slot};
 
 use crate::App;
 use crate::args::ReceiveArgs;
-use crate::command::{location, or_cancelled};
+use crate::command::{or_cancelled, repositories};
 use crate::exit::Exit;
 use crate::keys::Following;
 use crate::output::Output;
@@ -29,14 +28,14 @@ pub(crate) async fn run(app: &App, args: &ReceiveArgs) -> Result<Exit> {
 }
 
 async fn archiver(app: &App, target: TargetName) -> Result<Archiver> {
-    let location = location(&app.config)?;
+    let repositories = repositories(&app.config)?;
     let recipients = Following::load(app).await?;
     // It may run for longer than a key is used.
     let epochs = Epochs::chosen_by(move || recipients.current()).await?;
     let options = archiver_options(app)?;
-    let repository = Repository::open(&location).await?;
+    repositories.open_all(options.optional_lag).await?;
     // Its uploads are not cancelled when we are told to stop: what was received becomes durable first.
-    Archiver::new(repository, target, epochs, options)
+    Archiver::new(repositories, target, epochs, options)
 }
 
 fn options(app: &App, args: &ReceiveArgs, target: &TargetName) -> Result<ReceiverOptions> {
