@@ -2,6 +2,7 @@
 # Times the program beside the pipes that people use today, interleaved:
 #
 #   benches/compare.sh stream FILE [ROUNDS]   a file, beside zstd and age
+#   benches/compare.sh repositories FILE [ROUNDS]   a file into three directories at once, beside one
 #   benches/compare.sh cluster [ROUNDS]       a PostgreSQL cluster of 1.7 GB that is made for it, beside
 #                                             pg_basebackup, zstd, age and tar; and one segment of WAL
 #
@@ -44,6 +45,12 @@ stream_pipe_save() {
 }
 stream_backup_restore() { ours restore "$(cat "$work/id")" --to-stdout --quiet >/dev/null; }
 stream_pipe_restore() { age -d -i "$work/key" "$work/piped.age" | zstd -q -d >/dev/null; }
+
+# --- several repositories ---
+
+into() { ours save file --quiet "$@" <"$file" >"$work/id"; }
+repositories_three_save() { into --repo "$work/repository" --repo "$work/second" --repo "$work/third"; }
+repositories_one_save() { into; }
 
 # --- a cluster ---
 
@@ -120,7 +127,7 @@ run_round() {
         [ "${cpu[$what]:-999999999}" -le "$busy" ] || cpu[$what]=$busy
         [ "${peak[$what]:-0}" -ge "$most" ] || peak[$what]=$most
     done
-    rm -rf "$work"/repository/file "$work"/piped.age "$work"/segment.zst "$work"/restored "$work"/untarred
+    rm -rf "$work"/{repository,second,third}/file "$work"/piped.age "$work"/segment.zst "$work"/restored "$work"/untarred
 }
 
 ratio() { awk "BEGIN { printf \"%.2f\", $1 / ($2 ? $2 : 1) }"; }
@@ -143,6 +150,11 @@ case "$mode" in
         needs
         what=(save 0.80 restore 0.60)
         ;;
+    repositories)
+        file=$(realpath "${2:?usage: compare.sh repositories FILE [ROUNDS]}")
+        rounds=${3:-$rounds}
+        needs
+        ;;
     cluster)
         rounds=${2:-7}
         needs pg_basebackup psql createdb tar
@@ -157,6 +169,19 @@ esac
 "$backup" init --quiet
 age-keygen -o "$work/key" 2>/dev/null
 recipient=$(age-keygen -y "$work/key")
+
+if [ "$mode" = repositories ]; then
+    "$backup" init --quiet --repo "$work/second" --repo "$work/third"
+    for ((round = 0; round <= rounds; round++)); do
+        run_round repositories_three_save repositories_one_save
+    done
+    printf '%-10s %9s %9s %6s %s\n' '' three one ratio promised
+    three=repositories_three_save one=repositories_one_save
+    printf '%-10s %6d ms %6d ms %6s\n' wall "${wall[$three]}" "${wall[$one]}" "$(ratio "${wall[$three]}" "${wall[$one]}")"
+    printf '%-10s %6d ms %6d ms %6s <= 1.15\n' processor "${cpu[$three]}" "${cpu[$one]}" "$(ratio "${cpu[$three]}" "${cpu[$one]}")"
+    printf '%-10s %5d KiB %5d KiB\n' memory "${peak[$three]}" "${peak[$one]}"
+    exit
+fi
 
 steps=()
 for ((i = 0; i < ${#what[@]}; i += 2)); do

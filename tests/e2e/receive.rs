@@ -7,7 +7,7 @@ use backup_tests::host::{Host, Outcome, Running};
 use backup_tests::kms::Kms;
 use backup_tests::network::Network;
 use backup_tests::postgres::{NewServer, Server};
-use backup_tests::s3::{Fault, Rule, S3};
+use backup_tests::s3::{BUCKET, Fault, Rule, S3};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -437,4 +437,63 @@ async fn a_hole_that_the_slot_still_holds_is_received_and_a_foreign_segment_hide
         nothing_missing(&host);
         same(&host, &server, &lsn).await;
     }
+}
+
+#[tokio::test]
+async fn of_several_repositories_the_server_is_told_what_is_durable_in_all_that_are_required() {
+    let (server, mut host) = world(15);
+    let store = S3::start();
+    store.serve(&mut host);
+    let places = [host.repository().display().to_string(), format!("s3://{BUCKET}/some/prefix")];
+    host.set("BACKUP_REPO", places.join(","));
+    host.backup(["init"]).run().succeeded();
+    let running = receive(&host, &server, &["--slot", "backup", "--create-slot"]);
+    received_from(&server).await;
+    write(&server).await;
+    durable(&server, &position(&server).await).await;
+    store.inject(Rule::new(Fault::Reset, "PUT", "/wal/"));
+    write(&server).await;
+    let lsn = position(&server).await;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(5) {
+        let told = format!("SELECT coalesce(bool_or(flush_lsn >= '{lsn}'), false) FROM pg_stat_replication");
+        assert_eq!(server.sql(&told).await[0][0].as_deref(), Some("f"), "the second does not have it");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    store.mend();
+    durable(&server, &lsn).await;
+    running.signal(Signal::TERM);
+    running.wait().succeeded();
+    for place in places {
+        host.set("BACKUP_REPO", place);
+        same(&host, &server, &lsn).await;
+    }
+}
+
+#[tokio::test]
+async fn an_optional_repository_that_is_away_does_not_hold_up_the_log() {
+    let (server, mut host) = world(15);
+    let store = S3::start();
+    store.serve(&mut host);
+    host.unset("BACKUP_REPO");
+    let config = format!(
+        "optional_lag_seconds = 1\n[repositories.here]\nurl = \"{}\"\n\
+         [repositories.far]\nurl = \"s3://{BUCKET}/some/prefix\"\nrequired = false\n",
+        host.repository().display()
+    );
+    let path = host.write("backup.toml", config);
+    host.set("BACKUP_CONFIG", path);
+    host.backup(["init"]).run().succeeded();
+    let running = receive(&host, &server, &["--slot", "backup", "--create-slot"]);
+    received_from(&server).await;
+    store.stop();
+    for _ in 0..3 {
+        write(&server).await;
+        durable(&server, &position(&server).await).await;
+    }
+    let lsn = position(&server).await;
+    running.signal(Signal::TERM);
+    running.wait().succeeded().saying("is not in far, which is optional");
+    host.set("BACKUP_REPO", "here");
+    same(&host, &server, &lsn).await;
 }

@@ -7,6 +7,7 @@ mod interrupted;
 mod killed;
 mod recovery;
 mod rewrap;
+mod several;
 mod store;
 mod wal;
 

@@ -172,6 +172,27 @@ impl Host {
     }
 }
 
+/// All objects of a repository in a directory but what is each repository's own: its document, and records of runs.
+pub fn shared_objects(repository: &Path) -> Vec<(String, Vec<u8>)> {
+    let own = |name: &String| name == "repository.json" || name.starts_with("runs/");
+    let names = files_below(repository).into_iter().filter(|name| !own(name));
+    names.map(|name| (name.clone(), std::fs::read(repository.join(name)).expect("readable"))).collect()
+}
+
+/// Demands that repositories hold the same objects, byte for byte, and at least one.
+#[track_caller]
+pub fn assert_same_objects(repositories: &[PathBuf]) {
+    let mut all = repositories.iter().map(|repository| (repository, shared_objects(repository)));
+    let (_, first) = all.next().expect("a repository");
+    assert!(!first.is_empty(), "nothing is stored");
+    for (repository, objects) in all {
+        let names = |objects: &[(String, Vec<u8>)]| objects.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&first), names(&objects), "{}", repository.display());
+        let differing = first.iter().zip(&objects).find(|(a, b)| a.1 != b.1).map(|(a, _)| &a.0);
+        assert_eq!(differing, None, "{}", repository.display());
+    }
+}
+
 /// The files below a directory, hidden and temporary ones too, by their paths from there, in order.
 pub fn files_below(root: &Path) -> Vec<String> {
     let mut files = Vec::new();

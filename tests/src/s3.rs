@@ -60,6 +60,8 @@ struct Shared {
     root: PathBuf,
     /// The store beneath looks first and writes then; with this in between, of two creators one wins.
     creating: tokio::sync::Mutex<()>,
+    /// Held by a request that is throttled.
+    throttled: tokio::sync::Mutex<()>,
 }
 
 /// A request that came, whatever became of it.
@@ -104,6 +106,8 @@ pub enum Fault {
     Slow(Duration),
     /// It is performed after so long.
     Delay(Duration),
+    /// It is performed when its body has come at so many bytes a second, all such requests taken together.
+    Throttle(u64),
     /// Its condition is ignored: what exists is replaced.
     IgnoreCondition,
 }
@@ -344,7 +348,7 @@ impl Shared {
     ) -> io::Result<Response<Body>> {
         let recorded = record(&request);
         let fault = lock(&self.rules).iter_mut().find_map(|rule| rule.strikes(&recorded).then_some(rule.fault));
-        let (ranged, creates) = (recorded.is_ranged(), recorded.headers.contains_key(IF_NONE_MATCH));
+        let (ranged, creates, len) = (recorded.is_ranged(), recorded.headers.contains_key(IF_NONE_MATCH), recorded.len);
         lock(&self.requests).push(recorded);
         match fault {
             Some(Fault::Reset) => return Err(reset(socket)),
@@ -354,6 +358,10 @@ impl Shared {
                 return Response::builder().status(status).body(whole(Bytes::new())).map_err(io::Error::other);
             }
             Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
+            Some(Fault::Throttle(rate)) => {
+                let _turn = self.throttled.lock().await;
+                tokio::time::sleep(Duration::from_millis(len * 1000 / rate.max(1))).await;
+            }
             _ => {}
         }
         // The signature covers the token, and the store beneath does not ask for it.
