@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 mod age;
 mod copy;
 mod key;
+mod prune;
 mod restore;
 mod save;
 mod stores;
@@ -25,6 +26,7 @@ pub(crate) use copy::CopyArgs;
 pub(crate) use key::{
     GenerateKeyArgs, KeyAction, KeyArgs, ListKeysArgs, RetireArgs, RewrapArgs, RotateArgs, StatusKeysArgs,
 };
+pub(crate) use prune::{PinArgs, PruneArgs, UnpinArgs};
 pub(crate) use restore::{ArchiveModeFlag, ClusterFlags, RestoreArgs, TargetActionFlag};
 pub(crate) use save::{CheckpointName, ChecksumName, EncodingFlags, MethodName, RunArgs, SaveArgs, server_compression};
 pub(crate) use stores::{AzureFlags, GcsFlags, HttpFlags};
@@ -288,6 +290,17 @@ backup, the log must lead to where it is consistent.")]
     /// Bring another repository up to date, without keys
     #[command(after_help = copy::EXAMPLES)]
     Copy(CopyArgs),
+    /// Remove backups and log that no rule keeps, and leftovers of runs that died
+    #[command(after_help = prune::EXAMPLES)]
+    Prune(PruneArgs),
+
+    /// Keep a backup whatever the rules say
+    #[command(after_help = REFERENCES)]
+    Pin(PinArgs),
+
+    /// Remove all pins of a backup
+    #[command(after_help = REFERENCES)]
+    Unpin(UnpinArgs),
 
     /// Archive PostgreSQL's write-ahead log, and bring it back
     #[command(after_help = wal::EXAMPLES)]
@@ -364,6 +377,10 @@ pub(crate) struct ListArgs {
     /// List what was done instead: runs of the last 30 days, with who did it
     #[arg(long)]
     pub(crate) runs: bool,
+
+    /// Show how much is stored, by target and kind, and how much room there is
+    #[arg(long, conflicts_with = "runs")]
+    pub(crate) usage: bool,
 
     /// Print JSON
     #[arg(long)]

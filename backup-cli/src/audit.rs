@@ -49,6 +49,11 @@ impl Run {
         false
     }
 
+    /// Where the record goes, as far as that is known.
+    pub(crate) fn repositories(&self) -> &[Repository] {
+        &self.repositories
+    }
+
     /// Which backup it is about.
     pub(crate) fn about(&mut self, manifest: &Manifest) {
         // What does not parse was not proved, and a record of it would not be one either.
@@ -96,7 +101,8 @@ fn not_recorded(app: &App, why: &str) {
     app.output.warning(format!("this run is not recorded: {why}"));
 }
 
-fn who() -> Who {
+/// Who runs this program.
+pub(crate) fn who() -> Who {
     let uid = geteuid();
     let name = User::from_uid(uid).ok().flatten().map(|user| user.name);
     let host = gethostname().ok().and_then(|name| name.into_string().ok());

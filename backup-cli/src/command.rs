@@ -25,6 +25,8 @@ pub(crate) mod generate;
 pub(crate) mod init;
 pub(crate) mod key;
 pub(crate) mod list;
+pub(crate) mod pin;
+pub(crate) mod prune;
 pub(crate) mod restore;
 pub(crate) mod run;
 pub(crate) mod save;
@@ -43,6 +45,9 @@ pub(crate) async fn run(app: &App, command: &Command) -> Result<Exit> {
         Command::Restore(args) => restore::run(app, args).await,
         Command::Verify(args) => verify::run(app, args).await,
         Command::Copy(args) => copy::run(app, args).await,
+        Command::Prune(args) => or_cancelled(app, prune::run(app, args)).await,
+        Command::Pin(args) => or_cancelled(app, pin::pin(app, args)).await,
+        Command::Unpin(args) => or_cancelled(app, pin::unpin(app, args)).await,
         Command::Wal(args) => wal::run(app, &args.action).await,
         Command::Key(args) => or_cancelled(app, key::run(app, &args.action)).await,
         Command::Config(args) => or_cancelled(app, config::run(app, &args.action)).await,
@@ -82,6 +87,14 @@ pub(crate) fn location(config: &Config, repository: &RepositorySetting) -> Resul
         .with_azure_options(stores::azure_options(&repository.stores.azure))
         .with_gcs_options(stores::gcs_options(&repository.stores.gcs))
         .trusting(signing::trusted_signers(config)?))
+}
+
+/// What is configured of a repository that is open.
+fn setting_of<'a>(config: &'a Config, repository: &Repository) -> Option<&'a RepositorySetting> {
+    let is_it = |setting: &&RepositorySetting| {
+        location(config, setting).is_ok_and(|location| location.to_string() == repository.name())
+    };
+    config.repositories.all.iter().find(is_it)
 }
 
 /// All repositories, none of them open yet.

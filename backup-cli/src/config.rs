@@ -24,6 +24,7 @@ pub(crate) mod edit;
 pub(crate) mod file;
 pub(crate) mod keys;
 mod repositories;
+pub(crate) mod retention;
 mod stores;
 mod targets;
 
@@ -31,6 +32,7 @@ use file::ConfigFile;
 use keys::Keys;
 pub(crate) use repositories::RepositorySetting;
 use repositories::{RepositorySettings, Table};
+use retention::Retention;
 use stores::Http;
 pub(crate) use stores::{Azure, Gcs, Stores};
 pub(crate) use targets::Target;
@@ -39,6 +41,9 @@ pub(crate) use targets::Target;
 const DEFAULT_FILES: [&str; 2] = ["backup.toml", "/etc/backup/backup.toml"];
 /// The same for commands that PostgreSQL runs in its data directory, which is no place for it.
 const DEFAULT_FILES_OF_WAL: [&str; 1] = ["/etc/backup/backup.toml"];
+
+/// From how many per cent on a repository is full enough to say so.
+pub(crate) const CAPACITY_WARNING: u8 = 80;
 
 /// Where a value came from. The order is that of precedence.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -105,6 +110,8 @@ pub(crate) struct Config {
     pub(crate) encoding: Encoding,
     /// Which key is used from when to when.
     pub(crate) keys: Keys,
+    /// How long what is kept.
+    pub(crate) retention: Retention,
     /// What `run` backs up, by name.
     pub(crate) targets: Vec<Target>,
     /// Whose WAL it is about.
@@ -215,6 +222,7 @@ impl Config {
             )?,
             encoding: Encoding::merge(&layers, encoding)?,
             keys: file.map_or_else(|| Ok(Keys::default()), keys::keys)?,
+            retention: file.map_or_else(|| Ok(Retention::default()), retention::retention)?,
             targets: file.map_or_else(|| Ok(Vec::new()), targets::targets)?,
             target: layers.pick(
                 &Names { flag: "--target", env: &["BACKUP_TARGET"] },
@@ -243,6 +251,8 @@ impl Config {
             url: Setting { value: given.to_owned(), origin: Origin::Flag { name: flag } },
             required: true,
             stores: self.stores.clone(),
+            capacity: None,
+            capacity_warning: Setting { value: CAPACITY_WARNING, origin: Origin::Default },
         })
     }
 }

@@ -37,7 +37,7 @@ pub use progress::{Counters, Event, Observer, Progress, Warnings};
 
 pub(crate) use compute::{Pending, Workspace};
 pub(crate) use limits::{BackupPlan, RestorePlan};
-pub(crate) use session::{DETAILS, HEARTBEAT, running};
+pub(crate) use session::{DETAILS, HEARTBEAT};
 
 use crate::clock::{Clock, SystemClock};
 use crate::compress::{Compression, Content, LEVEL_MAX, LEVEL_MIN};

@@ -18,22 +18,29 @@ mod gcs;
 pub mod layout;
 mod local;
 mod location;
+pub mod pins;
+pub mod prune;
 mod put;
 mod remote;
+pub mod retention;
 pub mod rewrap;
 pub(crate) mod rewraps;
+pub(crate) mod running;
 pub mod runs;
 pub(crate) mod s3;
 mod sealed;
 mod several;
 mod trust;
+pub mod usage;
 pub mod verify;
 
 use std::fmt;
+use std::path::Path as FilePath;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
+use jiff::Timestamp;
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
@@ -66,6 +73,7 @@ pub struct Repository {
     part_bytes: usize,
     conditional_put: bool,
     publishes_once: bool,
+    directory: Option<Arc<FilePath>>,
     trusted: Arc<[Signer]>,
 }
 
@@ -134,6 +142,7 @@ impl Repository {
             part_bytes: connection.part_bytes,
             conditional_put: document.conditional_put(),
             publishes_once: connection.publishes_once,
+            directory: location.as_directory().map(Arc::from),
             trusted: location.trusted().into(),
         }
     }
@@ -218,6 +227,25 @@ impl Repository {
             }
         }
         put::put_once(&*self.store, path, &address, payload).await
+    }
+
+    /// The directory that it is in, if it is in one.
+    fn directory(&self) -> Option<&FilePath> {
+        self.directory.as_deref()
+    }
+
+    /// Makes durable that an object was removed, where the store does not do so by itself.
+    pub(crate) async fn settle(&self, path: &Path) -> Result<()> {
+        let Some(directory) = &self.directory else { return Ok(()) };
+        let synced = local::settle(directory, path).await;
+        synced.map_err(|e| self.error(e, "remove", path))
+    }
+
+    /// Removes files of uploads into a local directory that were never completed, and not written to since `old_before`.
+    pub(crate) async fn sweep_staging(&self, old_before: Timestamp, dry_run: bool) -> Result<prune::Removed> {
+        let Some(directory) = &self.directory else { return Ok(prune::Removed::default()) };
+        let swept = local::sweep_staging(directory, old_before, dry_run).await;
+        swept.map_err(|e| storage_error(e, format!("cannot look for unfinished uploads in {self}")))
     }
 
     async fn read_document(connection: &Connection, location: &Location) -> Result<Option<Bytes>> {

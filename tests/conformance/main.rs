@@ -25,6 +25,7 @@ macro_rules! all_demands {
             a_cancelled_backup_leaves_nothing,
             a_backup_cancelled_at_any_moment_leaves_nothing,
             a_dropped_handle_leaves_nothing,
+            a_prune_leaves_the_newest_and_nothing_of_what_is_too_old,
             a_missing_volume_is_found,
             a_volume_cannot_be_put_in_the_place_of_another,
             a_copy_here_and_back_is_the_same_byte_for_byte,

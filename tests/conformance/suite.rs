@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::ErrorKind;
-use backup_core::clock::SystemClock;
+use backup_core::clock::{Clock, SystemClock};
 use backup_core::compress::Compression;
 use backup_core::format::Manifest;
+use backup_core::jiff::{SignedDuration, Timestamp};
 use backup_core::pipeline::{Buffer, Limits};
 use backup_core::repository::copy::{CopyOptions, copy};
-use backup_core::repository::layout::{BackupPath, TargetName};
+use backup_core::repository::layout::{BackupId, BackupPath, TargetName};
+use backup_core::repository::prune::{Prune, Report};
+use backup_core::repository::runs::Who;
 use backup_core::repository::{Listed, Repository};
 use backup_core::restore::MemorySink;
 use backup_core::source::{BytesSource, Piece, Source};
@@ -294,6 +297,48 @@ pub(crate) async fn a_dropped_handle_leaves_nothing(store: &Store) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("{:?} stays", store.stored().await);
+}
+
+/// A clock that is years ahead; asked alone, so it is the store's clock, too.
+#[derive(Debug)]
+struct YearsAhead(i64);
+
+impl Clock for YearsAhead {
+    fn now(&self) -> Timestamp {
+        SystemClock.now() + SignedDuration::from_hours(24 * 365 * self.0)
+    }
+}
+
+pub(crate) async fn a_prune_leaves_the_newest_and_nothing_of_what_is_too_old(store: &Store) {
+    let repository = &store.embedder.repository;
+    let data = Data::random(50_000, "kept").to_vec();
+    let (old, _) = store.embedder.save_bytes(Data::random(50_000, "old").to_vec()).await.unwrap();
+    let (pinned, _) = store.embedder.save_bytes("pinned").await.unwrap();
+    let (newest, _) = store.embedder.save_bytes(data.clone()).await.unwrap();
+    let who = Who { user: "dba".into(), host: "db1".into(), pid: 7, program: "tests".into() };
+    let until = YearsAhead(4).now();
+    repository.pin(&pinned, "until then", Some(until), who, &SystemClock).await.unwrap();
+    // What a run left that died.
+    let dead = target().backup(&BackupId::generate(&SystemClock));
+    repository.store().put(&dead.named("data.00000.vol"), "x".into()).await.unwrap();
+    let prune = |years: i64| Prune::new(repository.clone()).clock(Arc::new(YearsAhead(years)));
+    let report = prune(0).run(&[target()]).await.unwrap();
+    assert_eq!(report.removed.objects, 0, "all of it is young");
+    let kept = |report: &Report| {
+        report.targets[0].backups.iter().filter(|b| !b.reasons.is_empty()).map(|b| b.id.clone()).collect::<Vec<_>>()
+    };
+    let told = prune(3).dry_run(true).run(&[target()]).await.unwrap();
+    let done = prune(3).run(&[target()]).await.unwrap();
+    assert_eq!((done.problem_count, told.removed), (0, done.removed));
+    assert!(kept(&done).contains(&pinned.id) && kept(&done).contains(&newest.id) && !kept(&done).contains(&old.id));
+    let left: Vec<String> =
+        repository.store().list(None).map_ok(|o| o.location.to_string()).try_collect().await.unwrap();
+    for gone in [&old, &dead] {
+        assert!(!left.iter().any(|name| name.contains(gone.id.as_str())), "{left:?}");
+    }
+    assert!(store.embedder.restore(&newest, 0..u64::MAX).await.unwrap() == data);
+    assert_eq!(kept(&prune(5).run(&[target()]).await.unwrap()), std::slice::from_ref(&newest.id), "the pin is over");
+    assert_eq!(repository.unpin(&pinned).await.unwrap(), 1);
 }
 
 pub(crate) async fn a_missing_volume_is_found(store: &Store) {

@@ -102,6 +102,14 @@ fn each_role_can_do_its_work_and_is_denied_the_rest() {
     by("auditor", &["restore", "app", "--to-stdout"]).succeeded().saying("this run is not recorded");
 
     by("pruner", &["list"]).succeeded();
+    let pruned = by("pruner", &["prune"]).succeeded();
+    assert!(!pruned.stderr.contains("warning"), "{pruned}");
+    by("pruner", &["pin", &id, "--reason", "x"]).failed(2).saying("403");
+    by("writer", &["pin", &id, "--reason", "kept"]).succeeded();
+    by("pruner", &["unpin", &id]).failed(2).saying("403");
+    by("writer", &["prune"]).succeeded();
+    by("auditor", &["prune"]).failed(2).saying("403");
+    by("auditor", &["prune", "--dry-run", "--explain"]).succeeded().saying("1 backups kept");
     by("pruner", &["save", "app"]).failed(2).saying("403");
     let listed = by("auditor", &["list", "--json"]).json();
     assert_eq!(listed["backups"].as_array().unwrap().len(), 1, "nothing was left that looks like a backup: {listed}");

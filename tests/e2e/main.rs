@@ -19,6 +19,7 @@ mod postgres;
 mod receive;
 mod recovery;
 mod restore_cluster;
+mod retention;
 mod rotation;
 mod runs;
 mod s3;

@@ -240,7 +240,7 @@ fn a_standby_follows_the_archive_alone() {
 }
 
 /// The commands of a page of the documentation, by the headings that they stand under.
-fn documented(page: &str) -> Vec<(String, Vec<String>)> {
+pub(crate) fn documented(page: &str) -> Vec<(String, Vec<String>)> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(page);
     let text = std::fs::read_to_string(path).unwrap();
     let (mut sections, mut inside): (Vec<(String, Vec<String>)>, bool) = (Vec::new(), false);

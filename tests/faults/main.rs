@@ -8,6 +8,7 @@ mod interrupted;
 mod killed;
 mod recovery;
 mod rewrap;
+mod scale;
 mod several;
 mod store;
 mod verify;

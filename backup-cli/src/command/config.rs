@@ -6,6 +6,7 @@ use backup_core::Result;
 use backup_core::encrypt::signature::Signer;
 use backup_core::keys::parse_recipient;
 use backup_core::keys::secret::SecretSource;
+use backup_core::repository::retention::{Keep, Rules};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -83,12 +84,6 @@ fn show(app: &App, json: bool) -> Result<Exit> {
 
 /// All settings, by their names in the file.
 fn entries(config: &Config) -> Vec<Entry> {
-    fn entry<T>(key: &'static str, setting: Option<&Setting<T>>, text: impl Fn(&T) -> String) -> Entry {
-        Entry { key: key.to_owned(), value: setting.map(|s| text(&s.value)), origin: setting.map(|s| s.origin.clone()) }
-    }
-    fn plain<T: ToString>(key: &'static str, setting: Option<&Setting<T>>) -> Entry {
-        entry(key, setting, T::to_string)
-    }
     let files = |files: &Vec<PathBuf>| files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", ");
     let passphrase = |text: fn(&SecretSource) -> Option<String>| {
         let setting = config.passphrase.as_ref()?;
@@ -154,6 +149,7 @@ fn entries(config: &Config) -> Vec<Entry> {
         entry("cipher", Some(&config.encoding.cipher), value_name),
         plain("optional_lag_seconds", config.optional_lag.as_ref()).or("30; of wal, 10"),
     ]);
+    all.extend(retention(config));
     all.extend(config.keys.policy.keys().iter().map(|key| {
         Entry {
             key: format!("keys.{}", key.name),
@@ -178,22 +174,70 @@ fn entries(config: &Config) -> Vec<Entry> {
     all
 }
 
-/// The repositories that are used.
+fn entry<T>(key: impl Into<String>, setting: Option<&Setting<T>>, text: impl Fn(&T) -> String) -> Entry {
+    Entry { key: key.into(), value: setting.map(|s| text(&s.value)), origin: setting.map(|s| s.origin.clone()) }
+}
+
+fn plain<T: ToString>(key: impl Into<String>, setting: Option<&Setting<T>>) -> Entry {
+    entry(key, setting, T::to_string)
+}
+
+/// The repositories that are used, and how much each may hold.
 fn repository_entries(config: &Config) -> Vec<Entry> {
-    let entry = |repository: &RepositorySetting| {
+    let entries = |repository: &RepositorySetting| {
         let Setting { value, origin } = &repository.url;
         let several = config.repositories.all.len() > 1;
         let role = if repository.required { "required" } else { "optional" };
-        Entry {
-            key: repository.name.as_ref().map_or_else(|| "repository.url".to_owned(), |n| format!("repositories.{n}")),
+        let table = repository.name.as_ref().map_or_else(|| "repository".to_owned(), |n| format!("repositories.{n}"));
+        let url = Entry {
+            key: if repository.name.is_some() { table.clone() } else { format!("{table}.url") },
             value: Some(if several || repository.name.is_some() { format!("{value}, {role}") } else { value.clone() }),
             origin: Some(origin.clone()),
-        }
+        };
+        let capacity = plain(format!("{table}.capacity"), repository.capacity.as_ref()).or("no budget");
+        let warning =
+            entry(format!("{table}.capacity_warning"), Some(&repository.capacity_warning), |n| format!("{n} %"));
+        [url, capacity, warning]
     };
     match &config.repositories.all[..] {
         [] => vec![Entry { key: "repository.url".to_owned(), value: None, origin: None }],
-        all => all.iter().map(entry).collect(),
+        all => all.iter().flat_map(entries).collect(),
     }
+}
+
+/// The rules, those of single targets too.
+fn retention(config: &Config) -> Vec<Entry> {
+    let kept = &config.retention;
+    let origin = config.file.clone().zip(kept.line).map(|(path, line)| Origin::File { path, line });
+    let origin = origin.or(Some(Origin::Default));
+    let general = Entry { key: "retention".to_owned(), value: Some(rules(&kept.rules)), origin: origin.clone() };
+    let grace = Entry { key: "retention.grace".to_owned(), value: Some(format!("{:#}", kept.grace)), origin };
+    let of_target = kept.of_target.iter().map(|(target, of_target)| Entry {
+        key: format!("targets.{target}.retention"),
+        value: Some(rules(of_target)),
+        origin: config.file.clone().map(|path| Origin::File { path, line: kept.line_of(target) }),
+    });
+    [general, grace].into_iter().chain(of_target).collect()
+}
+
+fn rules(rules: &Rules) -> String {
+    let kept = |keep: Keep| match keep {
+        Keep::Nothing => None,
+        Keep::Count(count) => Some(count.to_string()),
+        Keep::Within(span) => Some(format!("{span:#}")),
+    };
+    let named = [
+        ("last", rules.last),
+        ("daily", rules.daily),
+        ("weekly", rules.weekly),
+        ("monthly", rules.monthly),
+        ("yearly", rules.yearly),
+    ];
+    let mut words: Vec<String> =
+        named.into_iter().filter_map(|(name, keep)| Some(format!("{name} {}", kept(keep)?))).collect();
+    words.push(format!("wal {:#}", rules.wal));
+    words.push(rules.time_zone.iana_name().unwrap_or("UTC").to_owned());
+    words.join(", ")
 }
 
 /// Only the program: people put secrets into arguments and assignments.

@@ -2,8 +2,11 @@
 
 use backup_core::encrypt::signature::Signer;
 use backup_core::format::{ClusterEntry, Condition, Kind, Manifest, RecipientName, StreamEntry};
+use backup_core::repository::pins::Pin;
 use serde::Serialize;
 use serde_json::Value;
+
+use super::pin::PinDocument;
 
 /// A backup in JSON. Times are RFC 3339 in UTC, sizes are in bytes.
 #[derive(Debug, Serialize)]
@@ -24,6 +27,7 @@ pub(crate) struct BackupDocument {
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster: Option<ClusterEntry>,
     requires: Vec<String>,
+    pins: Vec<PinDocument>,
     streams: Vec<StreamDocument>,
     program_version: String,
 }
@@ -59,9 +63,17 @@ impl BackupDocument {
             signer,
             cluster: manifest.cluster.clone(),
             requires: manifest.requires.clone(),
+            pins: Vec::new(),
             streams: manifest.streams.iter().map(stream).collect(),
             program_version: manifest.version.clone(),
         }
+    }
+}
+
+impl BackupDocument {
+    /// With its pins, as they are at `now`.
+    pub(crate) fn with_pins(self, pins: &[Pin], now: jiff::Timestamp) -> Self {
+        Self { pins: pins.iter().map(|pin| PinDocument::new(pin, now)).collect(), ..self }
     }
 }
 

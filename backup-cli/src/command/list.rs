@@ -1,7 +1,10 @@
 //! `backup list`.
 
+use std::collections::BTreeMap;
+
 use backup_core::format::Manifest;
-use backup_core::repository::layout::{BackupPath, TargetName};
+use backup_core::repository::layout::{BackupId, BackupPath, TargetName};
+use backup_core::repository::pins::Pin;
 use backup_core::repository::{Found, Listed, Repository};
 use backup_core::{Error, ErrorKind, Result, Stage};
 use futures::TryStreamExt;
@@ -14,10 +17,11 @@ use crate::output::{self, bytes};
 use crate::report;
 
 use super::describe::{BackupDocument, data_bytes, time, word};
-use super::{repositories, to_look_at};
+use super::{repositories, to_look_at, with_each};
 
 mod runs;
 mod several;
+pub(super) mod usage;
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
@@ -57,6 +61,9 @@ struct Listing<T> {
 
 pub(crate) async fn run(app: &App, args: &ListArgs) -> Result<Exit> {
     let target: Option<TargetName> = args.target.as_deref().map(str::parse).transpose()?;
+    if args.usage {
+        return with_each(app, |repository| usage::run(app, args, repository, target.as_ref())).await;
+    }
     let all = repositories(&app.config)?;
     if all.members().len() > 1 && !args.runs {
         return several::run(app, args, &all, target.as_ref()).await;
@@ -65,14 +72,20 @@ pub(crate) async fn run(app: &App, args: &ListArgs) -> Result<Exit> {
     if args.runs {
         return runs::run(app, args, &repository, target.as_ref()).await;
     }
+    let now = app.clock.now();
     let unreadable = if args.json {
         json(
             app,
             &repository,
-            read(&repository, target.as_ref(), |found| BackupDocument::new(&found.manifest, found.signer)).await?,
+            read(&repository, target.as_ref(), |found, pins| {
+                BackupDocument::new(&found.manifest, found.signer).with_pins(pins, now)
+            })
+            .await?,
         )
     } else {
-        table(app, &repository, read(&repository, target.as_ref(), |found| row(&found.manifest)).await?)
+        let pinned = |pins: &[Pin]| pins.iter().any(|pin| pin.holds(now));
+        let row = |found: &Found, pins: &[Pin]| row(&found.manifest, pinned(pins));
+        table(app, &repository, read(&repository, target.as_ref(), row).await?)
     }?;
     Ok(if unreadable == 0 { Exit::Done } else { Exit::Warnings })
 }
@@ -118,13 +131,23 @@ fn table(app: &App, repository: &Repository, listing: Listing<Vec<String>>) -> R
 async fn read<T>(
     repository: &Repository,
     target: Option<&TargetName>,
-    keep: impl Fn(&Found) -> T,
+    keep: impl Fn(&Found, &[Pin]) -> T,
 ) -> Result<Listing<T>> {
     let mut listing = Listing { backups: vec![], unreadable: vec![], unreadable_targets: vec![], unfinished: vec![] };
     let mut items = repository.list(target);
+    // Of the target that is being listed.
+    let mut pins: Option<(TargetName, BTreeMap<BackupId, Vec<Pin>>)> = None;
     while let Some(item) = items.try_next().await? {
         match item {
-            Listed::Backup(found) => listing.backups.push(keep(&found)),
+            Listed::Backup(found) => {
+                let target = &found.path.target;
+                let of_target = match pins.take().filter(|(of, _)| of == target) {
+                    Some((_, known)) => known,
+                    None => repository.pins(target).await?,
+                };
+                listing.backups.push(keep(&found, of_target.get(&found.path.id).map_or(&[], Vec::as_slice)));
+                pins = Some((target.clone(), of_target));
+            }
             Listed::Unfinished(path) => listing.unfinished.push(path),
             Listed::UnreadableTarget(target, error) => listing
                 .unreadable_targets
@@ -146,7 +169,8 @@ async fn read<T>(
     }
 }
 
-fn row(manifest: &Manifest) -> Vec<String> {
+fn row(manifest: &Manifest, pinned: bool) -> Vec<String> {
+    let pinned = if pinned { ", pinned" } else { "" };
     vec![
         manifest.id.clone(),
         manifest.target.clone(),
@@ -154,6 +178,6 @@ fn row(manifest: &Manifest) -> Vec<String> {
         time(manifest.finished),
         bytes(data_bytes(manifest)),
         bytes(manifest.stored_bytes()),
-        word(&manifest.condition),
+        format!("{}{pinned}", word(&manifest.condition)),
     ]
 }

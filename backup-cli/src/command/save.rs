@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use backup_core::encrypt::signature::{Signer, SigningKey};
 use backup_core::format::{Condition, Manifest};
 use backup_core::pipeline::{Backup, Event, Findings, Observer, Outcome, OutcomeState};
-use backup_core::repository::LAG_DEFAULT;
 use backup_core::repository::layout::TargetName;
+use backup_core::repository::{LAG_DEFAULT, Repository};
 use backup_core::{Error, Result};
 use serde::Serialize;
 
 use crate::args::SaveArgs;
 use crate::audit::Run;
+use crate::config::Origin;
 use crate::exit::Exit;
 use crate::input::Input;
 use crate::output::{Output, bytes, write_stdout};
@@ -21,7 +22,8 @@ use crate::progress::{self, Shown, rate};
 use crate::{App, keys, report, signing};
 
 use super::describe::{BackupDocument, data_bytes};
-use super::{limits, optional_lag, or_cancelled, to_write};
+use super::list::usage;
+use super::{limits, optional_lag, or_cancelled, setting_of, to_write};
 
 pub(crate) async fn run(app: &App, args: &SaveArgs) -> Result<Exit> {
     let target: TargetName = args.name.parse()?;
@@ -57,6 +59,9 @@ async fn back_up_recorded(app: &App, target: &TargetName, input: &Input, run: &m
     run.about(&manifest);
     run.record.recipients.clone_from(&manifest.recipients);
     run.record.bytes = Some(manifest.plain_bytes());
+    for repository in run.repositories() {
+        tell_if_full(app, repository);
+    }
     let saved = Saved { manifest: &manifest, outcomes, json, signer: run.record.signer };
     match finish(&app.output, &saved, begun.elapsed())? {
         Exit::Done if keys_need_care => Ok(Exit::Warnings),
@@ -138,6 +143,22 @@ fn tell_outcomes(output: &Output, outcomes: &[Outcome]) -> bool {
         }
     }
     outcomes.iter().all(|outcome| outcome.state == OutcomeState::Stored)
+}
+
+/// Says when a local repository's disk is nearly full, where somebody has said when that is: what was saved is saved, but the next may not be. Of a
+/// budget only a listing would tell.
+fn tell_if_full(app: &App, repository: &Repository) {
+    let Some(warning) = setting_of(&app.config, repository).map(|setting| &setting.capacity_warning) else { return };
+    if warning.origin == Origin::Default {
+        return;
+    }
+    match repository.file_system() {
+        Ok(Some(capacity)) if capacity.percent() >= u64::from(warning.value) => {
+            app.output.warning(usage::describe(repository, &capacity));
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "not known how full the repository is"),
+    }
 }
 
 fn finish(output: &Output, saved: &Saved<'_>, elapsed: Duration) -> Result<Exit> {

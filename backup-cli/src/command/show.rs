@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use backup_core::encrypt::signature::Signer;
 use backup_core::format::{Manifest, RecipientName};
 use backup_core::repository::census::rewrapped_for;
+use backup_core::repository::pins::Pin;
 use backup_core::repository::{Found, Repository};
 use backup_core::restore::OpenBackup;
 use backup_core::{ErrorKind, Result};
@@ -56,16 +57,17 @@ pub(crate) async fn run(app: &App, args: &ShowArgs) -> Result<Exit> {
         exit = Exit::Warnings;
         BTreeSet::new()
     });
+    let pins = repository.pins_of(&found.path).await?;
     if args.json {
         app.output.json(&Document {
             repository: repository.name(),
-            backup: BackupDocument::new(manifest, found.signer),
+            backup: BackupDocument::new(manifest, found.signer).with_pins(&pins, app.clock.now()),
             rewrapped_for: rewrapped,
             authenticated: opened.is_some(),
             details,
         })?;
     } else {
-        app.output.data(&text(manifest, found.signer, &rewrapped, details.as_ref()))?;
+        app.output.data(&text(manifest, found.signer, &rewrapped, &pins, details.as_ref()))?;
     }
     Ok(exit)
 }
@@ -83,6 +85,7 @@ fn text(
     manifest: &Manifest,
     signer: Option<Signer>,
     rewrapped: &BTreeSet<RecipientName>,
+    pins: &[Pin],
     details: Option<&Value>,
 ) -> String {
     let name = |r: &RecipientName| format!("{} {}", r.kind, r.recipient);
@@ -113,6 +116,7 @@ fn text(
     if !manifest.requires.is_empty() {
         facts.push(("requires", manifest.requires.join(", ")));
     }
+    facts.extend(pins.iter().map(|pin| ("pinned", super::pin::describe(pin))));
     facts.push(("signed by", signer.map_or_else(|| "nobody".to_owned(), |signer| signer.to_string())));
     facts.push(match details {
         Some(_) => ("manifest", "authentic".to_owned()),

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::keys::KeyTables;
+use super::retention::RetentionTable;
 use super::targets::TargetTables;
 use crate::args::{CipherName, CodecName};
 use crate::small_file::SmallFile;
@@ -56,6 +57,8 @@ pub(crate) struct Values {
     pub(crate) keys: KeyTables,
     #[serde(default)]
     pub(crate) http: Http,
+    #[serde(default)]
+    pub(crate) retention: RetentionTable,
 }
 
 /// `[repository]`, or one of `[repositories.NAME]`.
@@ -65,6 +68,8 @@ pub(crate) struct Repository {
     pub(crate) url: Option<Spanned<String>>,
     /// Only of one among several.
     pub(crate) required: Option<Spanned<bool>>,
+    pub(crate) capacity: Option<Spanned<ByteSize>>,
+    pub(crate) capacity_warning: Option<Spanned<u8>>,
     #[serde(default)]
     pub(crate) s3: S3,
     #[serde(default)]
@@ -258,7 +263,7 @@ mod tests {
         );
         assert_eq!(
             refused("[repository]\nzzz = 1\n"),
-            "backup.toml:2: unknown key 'zzz' | known keys here are url, required, s3, azure, gcs"
+            "backup.toml:2: unknown key 'zzz' | known keys here are url, required, capacity, capacity_warning, s3, azure, gcs"
         );
     }
 

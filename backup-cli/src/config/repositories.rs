@@ -4,10 +4,11 @@ use std::path::Path;
 
 use backup_core::repository::Location;
 use backup_core::{Error, Result};
+use bytesize::ByteSize;
 
 use super::file::{self, ConfigFile};
 use super::stores::Stores;
-use super::{Layers, Names, Origin, Setting, list};
+use super::{CAPACITY_WARNING, Layers, Names, Origin, Setting, list};
 use crate::args::Globals;
 
 /// A repository that is used.
@@ -19,6 +20,10 @@ pub(crate) struct RepositorySetting {
     /// Whether everything must be in it.
     pub(crate) required: bool,
     pub(crate) stores: Stores,
+    /// How much it may hold.
+    pub(crate) capacity: Option<Setting<ByteSize>>,
+    /// At how many per cent of that, or of its file system, there is a warning.
+    pub(crate) capacity_warning: Setting<u8>,
 }
 
 /// Which repositories are used.
@@ -82,6 +87,8 @@ impl RepositorySettings {
                         url: Setting { value: given.clone(), origin: origin.clone() },
                         required: true,
                         stores: Stores::merge(layers, globals, Table::Only)?,
+                        capacity: layers.in_table(Table::Only, |t| t.capacity.as_ref()),
+                        capacity_warning: capacity_warning(layers, Table::Only),
                     })),
                 })
                 .collect::<Result<Vec<_>>>()?,
@@ -146,7 +153,14 @@ fn from_table(layers: &Layers<'_>, globals: &Globals, table: Table<'_>) -> Resul
         url: Setting { value, origin },
         required: values.required.as_ref().is_none_or(|required| *required.as_ref()),
         stores: Stores::merge(layers, globals, table)?,
+        capacity: layers.in_table(table, |t| t.capacity.as_ref()),
+        capacity_warning: capacity_warning(layers, table),
     }))
+}
+
+fn capacity_warning(layers: &Layers<'_>, table: Table<'_>) -> Setting<u8> {
+    let warning = layers.in_table(table, |t| t.capacity_warning.as_ref());
+    warning.unwrap_or(Setting { value: CAPACITY_WARNING, origin: Origin::Default })
 }
 
 /// Whether a repository's address is a path, and no URL, nor one with a slip in it.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
 use super::file::ConfigFile;
+use super::retention::RuleValues;
 use crate::args::{CheckpointName, ChecksumName, MethodName, server_compression};
 use crate::input::{ClusterInput, Input};
 
@@ -32,6 +33,7 @@ pub(crate) struct TargetValues {
     manifest_checksums: Option<ChecksumName>,
     #[serde(default, deserialize_with = "compression")]
     server_compression: Option<ServerCompression>,
+    retention: Option<RuleValues>,
 }
 
 /// A configured target.
@@ -45,10 +47,12 @@ pub(crate) struct Target {
 
 /// All targets of the file, by name.
 pub(crate) fn targets(file: &ConfigFile) -> Result<Vec<Target>> {
-    file.values.targets.iter().map(|(name, values)| target(file, name, values)).collect()
+    let all = file.values.targets.iter().map(|(name, values)| target(file, name, values));
+    all.filter_map(Result::transpose).collect()
 }
 
-fn target(file: &ConfigFile, name: &str, values: &Spanned<TargetValues>) -> Result<Target> {
+/// `None` when nothing of it is to be backed up here.
+fn target(file: &ConfigFile, name: &str, values: &Spanned<TargetValues>) -> Result<Option<Target>> {
     let line = file.line_of(values);
     let wrong = |what: &str| Error::config(format!("{}:{line}: target '{name}' {what}", file.path.display()));
     let name: TargetName = name.parse().map_err(|e: Error| {
@@ -56,6 +60,9 @@ fn target(file: &ConfigFile, name: &str, values: &Spanned<TargetValues>) -> Resu
         Error::config(format!("{}:{line}: {e}", file.path.display())).with_hint(hint)
     })?;
     let values = values.as_ref().clone();
+    if values.is_retention_alone() {
+        return Ok(None);
+    }
     if values.base_backup.is_none() && values.says_how_to_copy_a_cluster() {
         return Err(wrong("says how to copy a cluster and not which").with_hint("add base_backup = \"CONNINFO\""));
     }
@@ -71,12 +78,24 @@ fn target(file: &ConfigFile, name: &str, values: &Spanned<TargetValues>) -> Resu
             }
             _ => return Err(wrong("says more than one thing to back up").with_hint(ONE_OF)),
         };
-    Ok(Target { name, input, line })
+    Ok(Some(Target { name, input, line }))
 }
 
 const ONE_OF: &str = "give one of base_backup, pg_dump, directory and command";
 
 impl TargetValues {
+    /// Rules of its own.
+    pub(crate) fn retention(&self) -> Option<&RuleValues> {
+        self.retention.as_ref()
+    }
+
+    /// Whether it only says how long to keep what something else backs up.
+    fn is_retention_alone(&self) -> bool {
+        let inputs =
+            [self.base_backup.is_some(), self.pg_dump.is_some(), self.directory.is_some(), self.command.is_some()];
+        self.retention.is_some() && !inputs.contains(&true) && !self.says_how_to_copy_a_cluster()
+    }
+
     fn says_how_to_copy_a_cluster(&self) -> bool {
         self.method.is_some()
             || self.checkpoint.is_some()

@@ -3,20 +3,24 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
+use tokio::sync::Notify;
 
 use super::Warnings;
 use crate::format::{ClusterEntry, Condition};
+use crate::repository::running::RunningCluster;
 
 /// What is known of a backup's data only when it was read. Clones share one collection.
 #[derive(Debug, Clone, Default)]
 pub struct Findings {
     warnings: Warnings,
     found: Arc<Mutex<Found>>,
+    start_known: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
 struct Found {
     condition: Condition,
+    start: Option<RunningCluster>,
     cluster: Option<ClusterEntry>,
     details: serde_json::Map<String, Value>,
 }
@@ -32,6 +36,12 @@ impl Findings {
         self.lock().condition = Condition::Damaged;
     }
 
+    /// From where on the backup will need the log of its cluster: told to others while it runs.
+    pub(crate) fn set_start(&self, start: RunningCluster) {
+        self.lock().start = Some(start);
+        self.start_known.notify_one();
+    }
+
     /// Of which cluster the backup is.
     pub fn set_cluster(&self, cluster: ClusterEntry) {
         self.lock().cluster = Some(cluster);
@@ -44,6 +54,15 @@ impl Findings {
 
     pub(super) fn condition(&self) -> Condition {
         self.lock().condition
+    }
+
+    /// Waits until [`start`](Self::start) is known, once. Cancel safe.
+    pub(super) async fn start_known(&self) {
+        self.start_known.notified().await;
+    }
+
+    pub(super) fn start(&self) -> Option<RunningCluster> {
+        self.lock().start
     }
 
     pub(super) fn cluster(&self) -> Option<ClusterEntry> {

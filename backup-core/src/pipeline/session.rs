@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use object_store::{ObjectStoreExt, PutPayload};
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -21,13 +21,15 @@ use super::progress::Event;
 use super::stream::{Context, Halt, write_stream};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{Kind, Manifest, RecipientName, StreamEntry};
-use crate::repository::layout::BackupPath;
+use crate::repository::running::Running;
 use crate::repository::{Repository, is_taken};
 use crate::source::BytesSource;
 use crate::upload::Racer;
 
 /// How often a run says that it is alive.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(30);
+/// For so long after they were looked at volumes are taken to be there: less than the least grace of a prune.
+const STILL_THERE: SignedDuration = SignedDuration::from_mins(10);
 /// How long removing what a failed run has written may take.
 const CLEANUP_DEADLINE: Duration = Duration::from_secs(20);
 /// The same in a repository that the run went on without: it is most likely away.
@@ -43,15 +45,13 @@ pub(super) struct Session {
     pub(super) findings: Findings,
 }
 
-/// `running.json`: tells others to keep their hands off.
-#[derive(Debug, Serialize)]
-struct Running<'a> {
-    format: u32,
-    id: &'a str,
-    target: &'a str,
+/// What `running.json` says, again and again.
+#[derive(Clone)]
+struct Beat {
+    context: Arc<Context>,
+    kind: Kind,
+    findings: Findings,
     started: Timestamp,
-    heartbeat: Timestamp,
-    version: &'a str,
 }
 
 /// The stream `details`.
@@ -114,9 +114,11 @@ impl Session {
 
     async fn write(&self, lanes: Vec<LaneRun>, started: Timestamp) -> Result<Manifest> {
         let context = Arc::clone(&self.context);
-        self.begin(started).await?;
+        let beat =
+            Beat { context: Arc::clone(&context), kind: self.kind.clone(), findings: self.findings.clone(), started };
+        self.begin(beat.payload()?).await?;
         let beating = CancellationToken::new();
-        let heartbeat = tokio::spawn(keep_alive(Arc::clone(&context), started, beating.clone()));
+        let heartbeat = tokio::spawn(keep_alive(beat, beating.clone()));
         let streams = self.write_streams(lanes).await;
         // Before anything is cleaned up, and not in the middle of a beat: it would come back after everything was removed.
         beating.cancel();
@@ -125,21 +127,25 @@ impl Session {
 
         let finished = context.clock.now();
         let manifest = Arc::new(self.manifest(streams, started, finished));
-        let (of, listed) = (Arc::clone(&context), Arc::clone(&manifest));
-        let present = context.race.everywhere(move |racer| {
-            let (context, manifest) = (Arc::clone(&of), Arc::clone(&listed));
-            async move { check_presence(&context, &racer.repository, &manifest).await }
-        });
-        self.unless_cancelled(present).await?;
+        // Whoever was stopped in between (a suspended machine) may have been taken for dead.
+        let mut looked = Timestamp::MIN;
+        while context.clock.now().duration_since(looked) > STILL_THERE {
+            looked = context.clock.now();
+            let (of, listed) = (Arc::clone(&context), Arc::clone(&manifest));
+            let present = context.race.everywhere(move |racer| {
+                let (context, manifest) = (Arc::clone(&of), Arc::clone(&listed));
+                async move { check_presence(&context, &racer.repository, &manifest).await }
+            });
+            self.unless_cancelled(present).await?;
+        }
         self.commit(&manifest).await?;
         context.tell(&Event::Committed { id: manifest.id.clone() });
         Ok(Arc::unwrap_or_clone(manifest))
     }
 
     /// Writes `running.json`. That also finds out, before anything is read, whether this host may write there.
-    async fn begin(&self, started: Timestamp) -> Result<()> {
+    async fn begin(&self, payload: PutPayload) -> Result<()> {
         let context = Arc::clone(&self.context);
-        let payload = running(&context.path, started, started)?;
         let begin = async move {
             let of = Arc::clone(&context);
             let step = move |racer: Arc<Racer>| {
@@ -275,27 +281,26 @@ impl Session {
     }
 }
 
-/// The heartbeat of a run that began at `started`.
-pub(crate) fn running(path: &BackupPath, started: Timestamp, now: Timestamp) -> Result<PutPayload> {
-    let running = Running {
-        format: 1,
-        id: path.id.as_str(),
-        target: path.target.as_str(),
-        started,
-        heartbeat: now,
-        version: env!("CARGO_PKG_VERSION"),
-    };
-    let json = serde_json::to_vec(&running)
-        .map_err(|e| Error::internal(Stage::Setup, "running.json cannot be written").with_source(e))?;
-    Ok(json.into())
+impl Beat {
+    fn payload(&self) -> Result<PutPayload> {
+        let Self { context, kind, findings, started } = self;
+        Running::new(&context.path, *started, context.clock.now(), Some(kind.clone()), findings.start()).encode()
+    }
 }
 
 /// Renews `running.json` until it is told to stop. A beat that fails is not an error: the next may succeed, and the upload itself will tell.
-async fn keep_alive(context: Arc<Context>, started: Timestamp, stop: CancellationToken) {
-    while tokio::time::timeout(HEARTBEAT, stop.cancelled()).await.is_err() {
-        let Ok(payload) = running(&context.path, started, context.clock.now()) else { return };
+async fn keep_alive(beat: Beat, stop: CancellationToken) {
+    let context = &beat.context;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            // Until then nothing of the log of the target is removed.
+            () = beat.findings.start_known() => {}
+            () = tokio::time::sleep(HEARTBEAT) => {}
+        }
+        let Ok(payload) = beat.payload() else { return };
         let beats = context.race.running().map(|racer| {
-            let (context, payload) = (&context, payload.clone());
+            let payload = payload.clone();
             async move {
                 let path = context.path.running();
                 let beat = racer.repository.store().put(&path, payload);
@@ -303,7 +308,7 @@ async fn keep_alive(context: Arc<Context>, started: Timestamp, stop: Cancellatio
                 match tokio::time::timeout(HEARTBEAT, beat).await {
                     Ok(Ok(_)) => {}
                     Ok(Err(error)) => {
-                        tracing::warn!(%error, repository = %racer.repository, "cannot renew running.json")
+                        tracing::warn!(%error, repository = %racer.repository, "cannot renew running.json");
                     }
                     Err(_) => tracing::warn!(repository = %racer.repository, "renewing running.json takes too long"),
                 }

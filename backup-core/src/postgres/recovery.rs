@@ -22,6 +22,9 @@ pub use command::RestoreCommand;
 /// The longest name of a restore point in bytes (`MAXFNAMELEN` in `xlog_internal.h`, with its zero byte).
 const NAME_LEN_MAX: usize = 63;
 
+/// Since then recovery looks ahead.
+const PREFETCH_MAJOR: u32 = 15;
+
 /// Where recovery ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -92,6 +95,8 @@ pub struct Recovery {
     pub restore_command: Option<RestoreCommand>,
     /// Whether the cluster must not archive.
     pub archive_off: bool,
+    /// The server's major version, where it is known: a restore takes it from what it restores.
+    pub server_major: Option<u32>,
 }
 
 impl RecoveryTarget {
@@ -248,6 +253,12 @@ impl Recovery {
                 settings.push(("recovery_target_inclusive", if self.exclusive { "off" } else { "on" }.to_owned()));
             }
             settings.push(("recovery_target_action", self.action.to_string()));
+        }
+        if self.target == Some(RecoveryTarget::Immediate)
+            && self.server_major.is_some_and(|major| major >= PREFETCH_MAJOR)
+        {
+            // Or it asks for the log behind the end of the backup before it stops there; and behind an old backup nothing may be kept.
+            settings.push(("recovery_prefetch", "off".to_owned()));
         }
         if let Some(conninfo) = &self.primary_conninfo {
             settings.push(("primary_conninfo", conninfo.without_password()));

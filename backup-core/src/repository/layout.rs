@@ -8,6 +8,7 @@
 //! runs/<yyyy>/<mm>/<dd>/<id>.json                who did what; <id>.begun.json when it began
 //! <target>/wal/<system id>/<timeline>/<file>.vol a file of PostgreSQL's write-ahead log
 //! <target>/keys/<data key id>/<seq>.json         a data key, wrapped again for other recipients
+//! <target>/pins/<id>/<random>.json               that a backup is to be kept, why, and until when
 //! ```
 
 use std::fmt;
@@ -25,6 +26,7 @@ use crate::encrypt::random;
 use crate::error::{Error, Result};
 
 mod keys;
+mod pins;
 mod wal;
 
 pub use keys::{KeyPath, RewrapName};

@@ -29,6 +29,7 @@ use crate::postgres::wal::{SegmentSize, SystemIdentifier, Timeline};
 use crate::postgres::wire::{
     BaseBackupOptions, ConnectOptions, Connection, Mode, NoticeCallback, ServerMessage, WalPosition, sqlstate,
 };
+use crate::repository::running::RunningCluster;
 
 mod archives;
 mod entries;
@@ -295,6 +296,15 @@ impl Method {
 }
 
 impl Facts {
+    /// Says, while the backup runs, from where on it will need the log.
+    fn report_start(&self, start: WalPosition) {
+        self.findings.set_start(RunningCluster {
+            system_identifier: self.system_identifier,
+            timeline: start.timeline,
+            start_lsn: start.lsn,
+        });
+    }
+
     /// What the manifest says of the cluster, when the backup has ended.
     fn report(&self, start: WalPosition, stop: WalPosition, stopped: Timestamp) {
         self.findings.set_cluster(ClusterEntry {

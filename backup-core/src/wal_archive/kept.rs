@@ -5,8 +5,10 @@ use std::num::NonZero;
 use std::sync::Arc;
 
 use object_store::path::Path;
+use object_store::{Error as StoreError, GetOptions, GetRange, ObjectStore};
 
 use super::inventory::{parse, parse_tail};
+use super::reference::{REFERENCE_LEN_MAX, Reference};
 use super::stored::StoredFile;
 use super::unseal::{DataKeys, READ_BYTES};
 use super::{CHUNK_SIZE, Tools};
@@ -37,6 +39,53 @@ pub(crate) struct KeptFile(StoredFile);
 
 /// Opens data keys of an archive.
 pub(crate) struct ArchiveKeys(DataKeys);
+
+/// What an object of an archive is, for whoever removes some.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ArchiveObject {
+    /// A file, or what refers to it.
+    File(WalFile),
+    /// A large file, under a name that only a reference knows.
+    Large(WalFile),
+    /// A piece of a segment.
+    Piece(SegmentName),
+}
+
+/// Which object of the archive of `target` this is, by its path alone; `None` when it is something else.
+pub(crate) fn parse_object(target: &TargetName, object: &Path) -> Option<(SystemIdentifier, ArchiveObject)> {
+    let prefix = target.wal();
+    if let Some((cluster, _, segment, _)) = parse_tail(&prefix, object) {
+        return Some((cluster, ArchiveObject::Piece(segment)));
+    }
+    if let Some((cluster, _, file)) = parse(&prefix, object) {
+        return Some((cluster, ArchiveObject::File(file)));
+    }
+    let file = WalPath::parse_large_file(object.filename()?)?;
+    let mut parts = object.prefix_match(&prefix)?;
+    let (cluster, timeline) = (parts.next()?, parts.next()?);
+    let here = timeline.as_ref() == file.timeline().hex() && parts.count() == 1;
+    here.then(|| Some((cluster.as_ref().parse().ok()?, ArchiveObject::Large(file))))?
+}
+
+/// Whether the object of `file` refers to the one called `name` beside it. In doubt it does. Cancel safe.
+///
+/// # Errors
+/// Those of the store.
+pub(crate) async fn refers_to(repository: &Repository, archive: &WalPath, file: WalFile, name: &str) -> Result<bool> {
+    let path = archive.file(file);
+    let failed = |e| repository.error(e, "read", &path).at(Stage::Catalog);
+    let range = Some(GetRange::Bounded(0..REFERENCE_LEN_MAX as u64));
+    let head = match repository.store().get_opts(&path, GetOptions { range, ..GetOptions::default() }).await {
+        Ok(head) => head.bytes().await.map_err(failed)?,
+        Err(StoreError::NotFound { .. }) => return Ok(false),
+        Err(e) => return Err(failed(e)),
+    };
+    if !Reference::is_one(&head) {
+        // The file itself; but an empty object is nothing.
+        return Ok(head.is_empty());
+    }
+    Ok(Reference::decode(&head, &file.to_string()).map_or(true, |reference| reference.object == name))
+}
 
 impl KeptName {
     /// Which file or piece an object of the archive of `target` holds; `None` when it is something else.

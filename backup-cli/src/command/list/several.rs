@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use backup_core::format::Manifest;
 use backup_core::repository::layout::TargetName;
 use backup_core::repository::{Member, Repositories};
 use backup_core::{ErrorKind, Result};
@@ -72,11 +71,13 @@ pub(super) async fn run(
     repositories: &Repositories,
     target: Option<&TargetName>,
 ) -> Result<Exit> {
+    let now = app.clock.now();
     let listing = repositories.members().iter().map(|member| async move {
         let listed = async {
-            read(member.open().await?, target, |found| {
-                let Manifest { id, .. } = &found.manifest;
-                (id.clone(), row(&found.manifest), BackupDocument::new(&found.manifest, found.signer))
+            read(member.open().await?, target, |found, pins| {
+                let row = row(&found.manifest, pins.iter().any(|pin| pin.holds(now)));
+                let document = BackupDocument::new(&found.manifest, found.signer).with_pins(pins, now);
+                (found.manifest.id.clone(), row, document)
             })
             .await
         };

@@ -102,6 +102,8 @@ impl Settings {
             primary_conninfo: self.primary_conninfo.clone(),
             restore_command: command,
             archive_off: self.archive_off,
+            // Known when it is restored.
+            server_major: None,
         };
         recovery.settings()?;
         Ok((recovery, identity_files))

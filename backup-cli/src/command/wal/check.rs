@@ -1,11 +1,15 @@
 //! `backup wal check`.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::jiff::Timestamp;
+use backup_core::postgres::wal::{SegmentName, SystemIdentifier, WalFile};
 use backup_core::repository::Repository;
 use backup_core::repository::layout::TargetName;
-use backup_core::wal_archive::{Inventory, ReadyFiles, TimelineInventory};
+use backup_core::repository::prune::Prune;
+use backup_core::wal_archive::{ClusterInventory, Inventory, ReadyFiles, TimelineInventory};
 use backup_core::{Error, ErrorKind, Result, Stage};
 use serde::Serialize;
 
@@ -99,7 +103,8 @@ async fn in_one(app: &App, args: &CheckArgs, target: TargetName, repository: Rep
             .with_hint("is archive_command set, and does 'backup wal push' succeed?"));
     }
     let lag_max = Duration::from_secs(args.lag_max);
-    let mut problems = problems(&inventory, ready.as_ref(), lag_max);
+    let pruned = pruned_gaps(app, &repository, &target, &inventory).await?;
+    let mut problems = problems(&inventory, ready.as_ref(), lag_max, &pruned);
     problems.extend(server.iter().flat_map(|lag| lag.problems(lag_max)));
     if args.json {
         let mut document = document(&repository, target.as_str(), &inventory, ready.as_ref(), problems.clone());
@@ -128,12 +133,37 @@ async fn in_one(app: &App, args: &CheckArgs, target: TargetName, repository: Rep
     Ok(if problems.is_empty() { Exit::Done } else { Exit::Warnings })
 }
 
-fn problems(inventory: &Inventory, ready: Option<&ReadyFiles>, lag_max: Duration) -> Vec<String> {
+/// Gaps of an archive, each by its cluster and its last segment.
+type Gaps = BTreeSet<(SystemIdentifier, SegmentName)>;
+
+/// The gaps that nothing needs which is to be kept: a prune has left them, or could. The manifests are read only when there are gaps.
+async fn pruned_gaps(app: &App, repository: &Repository, target: &TargetName, inventory: &Inventory) -> Result<Gaps> {
+    let of_cluster = |cluster: &ClusterInventory| {
+        let gaps = cluster.timelines.iter().flat_map(TimelineInventory::gaps);
+        gaps.map(|(_, last)| (cluster.system_identifier, last)).collect::<Vec<_>>()
+    };
+    let mut gaps: Gaps = inventory.clusters.iter().flat_map(of_cluster).collect();
+    if gaps.is_empty() {
+        return Ok(gaps);
+    }
+    let retention = &app.config.retention;
+    let mut prune = Prune::new(repository.clone()).rules(retention.rules.clone()).clock(Arc::clone(&app.clock));
+    if let Some(rules) = retention.of_target.get(target) {
+        prune = prune.rules_of(target.clone(), rules.clone());
+    }
+    let plan = prune.plan_log(target).await?;
+    // It came long ago, if it ever came.
+    gaps.retain(|(cluster, last)| plan.reason(*cluster, WalFile::Segment(*last), Timestamp::MIN).is_none());
+    Ok(gaps)
+}
+
+fn problems(inventory: &Inventory, ready: Option<&ReadyFiles>, lag_max: Duration, pruned: &Gaps) -> Vec<String> {
     let mut problems = Vec::new();
     for cluster in &inventory.clusters {
         let of = format!("of cluster {}", cluster.system_identifier);
         for timeline in &cluster.timelines {
-            for (first, last) in timeline.gaps() {
+            let is_pruned = |last: SegmentName| pruned.contains(&(cluster.system_identifier, last));
+            for (first, last) in timeline.gaps().into_iter().filter(|(_, last)| !is_pruned(*last)) {
                 problems.push(match first == last {
                     true => format!("the segment {first} {of} is missing"),
                     false => format!("the segments {first} to {last} {of} are missing"),

@@ -4,9 +4,10 @@ use crate::error::{Error, Result};
 
 /// Settings of recovery. What an earlier restore, or the standby that was backed up, left of them would contradict ours: PostgreSQL
 /// refuses two targets, and a slot is for one standby.
-const REPLACED: [&str; 13] = [
+const REPLACED: [&str; 14] = [
     "restore_command",
     "recovery_end_command",
+    "recovery_prefetch",
     "archive_cleanup_command",
     "recovery_target",
     "recovery_target_action",

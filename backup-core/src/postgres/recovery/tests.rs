@@ -147,6 +147,20 @@ fn an_earlier_recovery_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_server_that_stops_at_the_end_of_its_backup_does_not_look_behind_it() {
+    let looks = |target: RecoveryTarget, server_major: Option<u32>| {
+        let recovery = Recovery { target: Some(target), server_major, ..with_command("/backup", &[]) };
+        !recovery.settings().unwrap().contains(&("recovery_prefetch", "off".to_owned()))
+    };
+    assert!(!looks(RecoveryTarget::Immediate, Some(15)) && !looks(RecoveryTarget::Immediate, Some(18)));
+    // Earlier ones do not know the setting, and would not start.
+    assert!(looks(RecoveryTarget::Immediate, Some(14)) && looks(RecoveryTarget::Immediate, None));
+    assert!(looks(RecoveryTarget::Xid(7), Some(15)));
+    let left = Recovery::default().write_into(b"recovery_prefetch = 'off'\nwork_mem = '1MB'\n").unwrap();
+    assert_eq!(left, b"work_mem = '1MB'\n");
+}
+
+#[test]
 fn the_signal_file_follows_from_what_is_asked() {
     let fetching = with_command("/backup", &[]);
     assert_eq!(Recovery::default().signal(), None);

@@ -13,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 use super::{BACKUPS, CopyProblem, Kind, OBJECTS, Run, Seen, concerns_one_object, folder};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{Kind as BackupKind, MANIFEST_LEN_MAX, Manifest, StreamEntry, VolumeEntry};
-use crate::pipeline::{HEARTBEAT, running};
+use crate::pipeline::HEARTBEAT;
 use crate::repository::layout::{BackupId, BackupPath, MANIFEST, RUNNING, TargetName};
+use crate::repository::running::Running;
 use crate::repository::verify::Wanted;
 use crate::repository::{Found, is_taken, no_backup};
 use crate::upload::ObjectUpload;
@@ -313,7 +314,8 @@ impl Run<'_> {
         let started = self.options.clock.now();
         loop {
             let beat = async {
-                let payload = running(path, started, self.options.clock.now())?;
+                // Of what it will need of the log nothing is said, so a prune leaves all of it alone.
+                let payload = Running::new(path, started, self.options.clock.now(), None, None).encode()?;
                 let put = self.to.store().put(&path.running(), payload).await;
                 put.map(drop).map_err(|e| self.to.error(e, "write", &path.running()))
             };

@@ -71,7 +71,7 @@ impl Run<'_> {
         let ObjectMeta { location: object, size: bytes, .. } = object;
         let Some(name) = KeptName::parse(target, &object) else {
             // What a reference leads to is copied with it, and what none leads to is nobody's.
-            if !object.filename().is_some_and(WalPath::is_large_file) {
+            if object.filename().and_then(WalPath::parse_large_file).is_none() {
                 self.tally().leave_alone(&object);
             }
             return Ok(());

@@ -91,15 +91,6 @@ impl WalPath {
         self.path(&[&file.timeline().hex(), &format!("{file}.{random}{VOLUME_SUFFIX}")])
     }
 
-    /// Whether an object has the name of a large file's, which only a reference leads to; by the last part of its path.
-    pub fn is_large_file(name: &str) -> bool {
-        let parts = name.strip_suffix(VOLUME_SUFFIX).and_then(|name| name.rsplit_once('.'));
-        parts.is_some_and(|(file, random)| {
-            let hex = random.len() == 32 && random.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-            hex && file.parse::<WalFile>().is_ok()
-        })
-    }
-
     /// The name that the object of a file answers to.
     pub fn name(&self, file: WalFile) -> ObjectName {
         ObjectName::Wal {
@@ -133,6 +124,13 @@ impl WalPath {
     /// The file that an object of this archive holds, by the last part of its path; `None` when it is something else.
     pub fn parse_file(name: &str) -> Option<WalFile> {
         name.strip_suffix(VOLUME_SUFFIX)?.parse().ok()
+    }
+
+    /// The file that a large object holds, by the last part of its path; `None` when it is something else.
+    pub fn parse_large_file(name: &str) -> Option<WalFile> {
+        let (file, random) = name.strip_suffix(VOLUME_SUFFIX)?.rsplit_once('.')?;
+        let digits = |text: &str| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        (random.len() == 32 && digits(random)).then(|| file.parse().ok())?
     }
 
     /// The segment that an object holds a piece of, by its path, and which; `None` when it is something else.
@@ -189,13 +187,13 @@ mod tests {
         }
         let large = archive.large_file("00000002000000030000000A".parse().unwrap());
         assert_eq!(WalPath::parse_file(large.filename().unwrap()), None, "{large}");
-        assert!(WalPath::is_large_file(large.filename().unwrap()));
+        assert_eq!(WalPath::parse_large_file(large.filename().unwrap()), "00000002000000030000000A".parse().ok());
         for name in [
             "00000002000000030000000A.vol",
             "00000002000000030000000A.0123.vol",
             "x.0123456789abcdef0123456789abcdef.vol",
         ] {
-            assert!(!WalPath::is_large_file(name), "{name}");
+            assert_eq!(WalPath::parse_large_file(name), None, "{name}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use super::destination::Destination;
-use super::extract::{PG_CONTROL, PG_CONTROL_ASIDE, PG_TBLSPC, Shared};
+use super::extract::{PG_CONTROL, PG_CONTROL_ASIDE, PG_TBLSPC, PG_VERSION, Shared};
 use super::layout::BACKUP_MANIFEST;
 use crate::error::{Error, Result};
 use crate::postgres::recovery::Recovery;
@@ -59,7 +59,9 @@ fn configure(data: &Path, shared: &Shared, recovery: &Recovery) -> Result<()> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(e) => return Err(sink_error_of(&path)(e)),
     };
-    let new = recovery.write_into(&old)?;
+    let version = fs::read_to_string(data.join(PG_VERSION)).ok();
+    let server_major = version.and_then(|version| version.trim().parse().ok());
+    let new = Recovery { server_major, ..recovery.clone() }.write_into(&old)?;
     if new != old {
         let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
         file.and_then(|mut file| file.write_all(&new)).map_err(sink_error_of(&path))?;

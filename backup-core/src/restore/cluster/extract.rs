@@ -32,7 +32,7 @@ pub(super) const PG_CONTROL_ASIDE: &str = "global/pg_control.backup-restore-inco
 /// Where the links to tablespaces are.
 pub(super) const PG_TBLSPC: &str = "pg_tblspc";
 /// Whose permissions say whether a cluster is open to its group.
-const PG_VERSION: &str = "PG_VERSION";
+pub(super) const PG_VERSION: &str = "PG_VERSION";
 
 /// So much of a file is written before it begins to go to disk: the rest of the restore then overlaps with the disk's work.
 const WRITE_OUT_BYTES: u64 = 8 << 20;

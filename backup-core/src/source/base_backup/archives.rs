@@ -107,6 +107,7 @@ impl ArchivesLane {
             Some(json!({ "oid": oid, "location": location.to_string_lossy() }))
         });
         self.facts.findings.set_detail("tablespaces", tablespaces.collect());
+        self.facts.report_start(backup.start());
         // Nobody listens when the log is not wanted, or its stream has failed and said so.
         let _ = started.send(backup.start());
         Ok(Conversation { backup, index, ended, data: Bytes::new(), next: None, entries: None })

@@ -56,6 +56,7 @@ impl Ready {
     /// Begins the backup, which takes a checkpoint, and looks at what there is.
     pub(super) async fn start(mut self: Box<Self>) -> Result<(Arc<Job>, Box<Closing>)> {
         let start = self.session.start(&self.request.label, self.request.checkpoint).await?;
+        self.facts.report_start(start);
         let (data, server, lanes) = (Arc::clone(&self.data), self.server.clone(), self.lanes);
         let (major, findings) = (self.session.major(), self.facts.findings.clone());
         let queue = blocking(move || survey(&data, &server, major, start, lanes, &findings)).await?;

@@ -1,0 +1,169 @@
+//! A store for tests of what deletes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use jiff::Timestamp;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as StoreResult,
+};
+
+/// Memory in which objects are as old as they are said to be, and that stops, or refuses, as told.
+#[derive(Debug, Default)]
+pub(super) struct TestStore {
+    pub(super) memory: InMemory,
+    pub(super) ages: Mutex<BTreeMap<Path, Timestamp>>,
+    /// Deletes until the machine dies; none when it is zero.
+    pub(super) deletes_left: AtomicUsize,
+    /// The end of names that may not be deleted.
+    pub(super) locked: Mutex<Option<&'static str>>,
+    pub(super) deleted: Mutex<Vec<Path>>,
+}
+
+impl TestStore {
+    fn aged(&self, mut meta: ObjectMeta) -> ObjectMeta {
+        if let Some(age) = self.ages.lock().unwrap().get(&meta.location) {
+            let moved = age.as_second() - meta.last_modified.timestamp();
+            let moved = std::time::Duration::from_secs(moved.unsigned_abs());
+            // Always into the past.
+            meta.last_modified -= moved;
+        }
+        meta
+    }
+
+    fn delete(&self, path: &Path) -> StoreResult<()> {
+        if self.locked.lock().unwrap().is_some_and(|end| path.as_ref().ends_with(end)) {
+            let source = "Object Lock".into();
+            return Err(object_store::Error::PermissionDenied { path: path.to_string(), source });
+        }
+        let left = self.deletes_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if left.is_err() {
+            let dead = object_store::client::HttpError::new(
+                object_store::client::HttpErrorKind::Connect,
+                std::io::Error::other("the machine is dead"),
+            );
+            return Err(object_store::Error::Generic { store: "test", source: Box::new(dead) });
+        }
+        self.deleted.lock().unwrap().push(path.clone());
+        Ok(())
+    }
+}
+
+impl fmt::Display for TestStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("test")
+    }
+}
+
+/// As the trait has them; the store is behind an `Arc` of its own, since streams outlive borrows.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Shared(pub(super) Arc<TestStore>);
+
+impl fmt::Display for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl ObjectStore for Shared {
+    fn put_opts<'a, 'b, 'f>(
+        &'a self,
+        location: &'b Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> BoxFuture<'f, StoreResult<PutResult>>
+    where
+        'a: 'f,
+        'b: 'f,
+    {
+        self.0.memory.put_opts(location, payload, options)
+    }
+
+    fn put_multipart_opts<'a, 'b, 'f>(
+        &'a self,
+        location: &'b Path,
+        options: PutMultipartOptions,
+    ) -> BoxFuture<'f, StoreResult<Box<dyn MultipartUpload>>>
+    where
+        'a: 'f,
+        'b: 'f,
+    {
+        self.0.memory.put_multipart_opts(location, options)
+    }
+
+    fn get_opts<'a, 'b, 'f>(&'a self, location: &'b Path, options: GetOptions) -> BoxFuture<'f, StoreResult<GetResult>>
+    where
+        'a: 'f,
+        'b: 'f,
+    {
+        Box::pin(async move {
+            let mut result = self.0.memory.get_opts(location, options).await?;
+            result.meta = self.0.aged(result.meta);
+            Ok(result)
+        })
+    }
+
+    fn get_ranges<'a, 'b, 'c, 'f>(
+        &'a self,
+        location: &'b Path,
+        ranges: &'c [Range<u64>],
+    ) -> BoxFuture<'f, StoreResult<Vec<Bytes>>>
+    where
+        'a: 'f,
+        'b: 'f,
+        'c: 'f,
+    {
+        self.0.memory.get_ranges(location, ranges)
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, StoreResult<Path>>) -> BoxStream<'static, StoreResult<Path>> {
+        let store = Arc::clone(&self.0);
+        locations
+            .and_then(move |path| {
+                let store = Arc::clone(&store);
+                async move {
+                    store.delete(&path)?;
+                    store.memory.delete(&path).await?;
+                    Ok(path)
+                }
+            })
+            .boxed()
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, StoreResult<ObjectMeta>> {
+        let store = Arc::clone(&self.0);
+        self.0.memory.list(prefix).map_ok(move |meta| store.aged(meta)).boxed()
+    }
+
+    fn list_with_delimiter<'a, 'b, 'f>(&'a self, prefix: Option<&'b Path>) -> BoxFuture<'f, StoreResult<ListResult>>
+    where
+        'a: 'f,
+        'b: 'f,
+    {
+        self.0.memory.list_with_delimiter(prefix)
+    }
+
+    fn copy_opts<'a, 'b, 'c, 'f>(
+        &'a self,
+        from: &'b Path,
+        to: &'c Path,
+        options: CopyOptions,
+    ) -> BoxFuture<'f, StoreResult<()>>
+    where
+        'a: 'f,
+        'b: 'f,
+        'c: 'f,
+    {
+        self.0.memory.copy_opts(from, to, options)
+    }
+}
