@@ -27,6 +27,7 @@ pub(crate) mod key;
 pub(crate) mod list;
 pub(crate) mod pin;
 pub(crate) mod prune;
+mod pruned;
 pub(crate) mod restore;
 pub(crate) mod run;
 pub(crate) mod save;

@@ -163,7 +163,7 @@ fn slips_of_the_finger_are_usage_errors_with_hints() {
         &["restore", "app", "--to", "x", "--to-stdout"],
         &["restore", "app", "--to", "x", "--no-owner"],
         &["verify", "app", "--all"],
-        &["--repo", "gs://bucket", "list"],
+        &["--repo", "ftp://bucket", "list"],
         &["--repo", "s3:/bucket", "list"],
         &["--repo", "memory:", "init"],
         &["--repo", "~/backups", "init"],

@@ -33,6 +33,7 @@ fn json_documents_have_the_fields_that_are_promised() {
             "finished",
             "id",
             "kind",
+            "pins",
             "program_version",
             "recipients",
             "requires",

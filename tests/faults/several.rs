@@ -113,6 +113,19 @@ fn optional_repositories_that_die_and_drag_are_left_behind_and_told() {
     world.servers.iter().for_each(S3::mend);
     let listed = world.host.backup(["list", "--json"]).run().json();
     assert_eq!(listed["backups"][0]["repositories"], serde_json::json!(["here"]));
+
+    for to in ["near", "far"] {
+        world.host.backup(["copy", "--from", "here", "--to", to]).run().succeeded();
+    }
+    assert_same_objects(&world.places());
+    world.comes_back("far");
+    // What is said of a backup holds in all of them.
+    world.host.backup(["pin", "app", "--reason", "kept for the test"]).run().succeeded();
+    for i in 0..3 {
+        assert_eq!(world.of_backups(i).iter().filter(|name| name.contains("/pins/")).count(), 1, "{i}");
+    }
+    world.host.backup(["prune"]).run().succeeded().saying("repository near").saying("repository far");
+    world.host.backup(["copy", "--from", "here", "--to", "nowhere"]).run().failed(10).saying("nowhere");
 }
 
 #[test]

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use backup_core::format::ClusterEntry;
 use backup_core::keys::Identity;
 use backup_core::pipeline::Counters;
+use backup_core::postgres::wal::WalFile;
 use backup_core::repository::layout::{BackupPath, TargetName};
-use backup_core::repository::verify::{self, Finding, KeylessOptions, Verification};
+use backup_core::repository::verify::{self, Finding, Gap, KeylessOptions, Verification};
 use backup_core::repository::{Found, Listed, Repository};
 use backup_core::wal_archive::{Inventory, clusters};
 use backup_core::{Error, ErrorKind, Result, Stage};
@@ -22,6 +23,7 @@ use crate::progress::{self, Shown};
 use crate::report;
 use crate::{App, keys};
 
+use super::pruned::{Gaps, pruned_gaps};
 use super::{limits, or_cancelled, resolve, to_look_at};
 
 mod outcome;
@@ -234,8 +236,8 @@ async fn verify_all(
     Ok(wal)
 }
 
-/// What archives hold, by target; why that cannot be told, of a damaged one.
-type Inventories = BTreeMap<TargetName, Result<Inventory, String>>;
+/// What archives hold, by target, and which of their gaps retention has left; why that cannot be told, of a damaged one.
+type Inventories = BTreeMap<TargetName, Result<(Inventory, Gaps), String>>;
 
 impl Means<'_> {
     async fn backup(
@@ -257,7 +259,12 @@ impl Means<'_> {
         };
         let Some(cluster) = cluster else { return Ok(Outcome::new(path, verification)) };
         if !inventories.contains_key(&path.target) {
-            let read = or_cancelled(app, Inventory::read(repository, &path.target)).await;
+            let read = async {
+                let inventory = Inventory::read(repository, &path.target).await?;
+                let pruned = pruned_gaps(app, repository, &path.target, &inventory).await?;
+                Ok((inventory, pruned))
+            };
+            let read = or_cancelled(app, read).await;
             let read = match read {
                 Err(e) if e.kind() == ErrorKind::Integrity => Err(report::in_one_line(&e)),
                 read => Ok(read?),
@@ -265,8 +272,13 @@ impl Means<'_> {
             inventories.insert(path.target.clone(), read);
         }
         Ok(match inventories.get(&path.target) {
-            Some(Ok(inventory)) => {
-                let continuity = verify::continuity(inventory, cluster);
+            Some(Ok((inventory, pruned))) => {
+                let mut continuity = verify::continuity(inventory, cluster);
+                let is_pruned = |gap: &Gap| {
+                    let Ok(WalFile::Segment(last)) = gap.last.parse() else { return false };
+                    pruned.contains(&(cluster.system_identifier, last))
+                };
+                continuity.gaps.retain(|gap| !is_pruned(gap));
                 verification.findings.extend(continuity.finding(&path.target, cluster));
                 Outcome::new(path, verification).with_continuity(continuity)
             }

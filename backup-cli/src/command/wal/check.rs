@@ -1,21 +1,19 @@
 //! `backup wal check`.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::jiff::Timestamp;
-use backup_core::postgres::wal::{SegmentName, SystemIdentifier, WalFile};
+use backup_core::postgres::wal::SegmentName;
 use backup_core::repository::Repository;
 use backup_core::repository::layout::TargetName;
-use backup_core::repository::prune::Prune;
-use backup_core::wal_archive::{ClusterInventory, Inventory, ReadyFiles, TimelineInventory};
+use backup_core::wal_archive::{Inventory, ReadyFiles, TimelineInventory};
 use backup_core::{Error, ErrorKind, Result, Stage};
 use serde::Serialize;
 
 use crate::App;
 use crate::args::CheckArgs;
 use crate::command::describe::time;
+use crate::command::pruned::{Gaps, pruned_gaps};
 use crate::command::with_each;
 use crate::exit::Exit;
 use crate::output::{self, bytes};
@@ -131,30 +129,6 @@ async fn in_one(app: &App, args: &CheckArgs, target: TargetName, repository: Rep
         app.output.warning(problem);
     }
     Ok(if problems.is_empty() { Exit::Done } else { Exit::Warnings })
-}
-
-/// Gaps of an archive, each by its cluster and its last segment.
-type Gaps = BTreeSet<(SystemIdentifier, SegmentName)>;
-
-/// The gaps that nothing needs which is to be kept: a prune has left them, or could. The manifests are read only when there are gaps.
-async fn pruned_gaps(app: &App, repository: &Repository, target: &TargetName, inventory: &Inventory) -> Result<Gaps> {
-    let of_cluster = |cluster: &ClusterInventory| {
-        let gaps = cluster.timelines.iter().flat_map(TimelineInventory::gaps);
-        gaps.map(|(_, last)| (cluster.system_identifier, last)).collect::<Vec<_>>()
-    };
-    let mut gaps: Gaps = inventory.clusters.iter().flat_map(of_cluster).collect();
-    if gaps.is_empty() {
-        return Ok(gaps);
-    }
-    let retention = &app.config.retention;
-    let mut prune = Prune::new(repository.clone()).rules(retention.rules.clone()).clock(Arc::clone(&app.clock));
-    if let Some(rules) = retention.of_target.get(target) {
-        prune = prune.rules_of(target.clone(), rules.clone());
-    }
-    let plan = prune.plan_log(target).await?;
-    // It came long ago, if it ever came.
-    gaps.retain(|(cluster, last)| plan.reason(*cluster, WalFile::Segment(*last), Timestamp::MIN).is_none());
-    Ok(gaps)
 }
 
 fn problems(inventory: &Inventory, ready: Option<&ReadyFiles>, lag_max: Duration, pruned: &Gaps) -> Vec<String> {
