@@ -5,6 +5,8 @@
 //! completing replaces what is there, a failed completion (a full disk, as some file systems tell only then) leaves the temporary file for ever,
 //! beginning one blocks the async thread, and all data is flushed at the end instead of on its way.
 //!
+//! Nor is anything written where no repository is (any more): a directory that is made anew below an unmounted file system looks like success.
+//!
 //! Modes are the umask's, in both: the directory of the repository itself, which `init` makes for its owner alone, is the gate.
 
 use std::ffi::OsStr;
@@ -29,6 +31,7 @@ use object_store::{
 };
 use rustix::fs::Advice;
 
+use super::layout;
 use super::prune::Removed;
 use crate::durable;
 
@@ -37,18 +40,40 @@ const WRITE_OUT_BYTES: u64 = 8 * 1024 * 1024;
 
 /// A directory as an object store. Every object is durable when it appears.
 #[derive(Debug, Clone)]
-pub(super) struct LocalStore(LocalFileSystem);
+pub(super) struct LocalStore {
+    inner: LocalFileSystem,
+    /// `repository.json`.
+    document: Arc<FilePath>,
+}
 
 impl LocalStore {
     /// A store in `directory`, which exists.
     pub(super) fn open(directory: &FilePath) -> Result<Self> {
         let inner = LocalFileSystem::new_with_prefix(directory)?;
         // With the last object of a backup goes its folder, or each aborted run would leave one.
-        Ok(Self(inner.with_fsync(true).with_automatic_cleanup(true)))
+        let inner = inner.with_fsync(true).with_automatic_cleanup(true);
+        Ok(Self { inner, document: directory.join(layout::REPOSITORY).into() })
+    }
+
+    /// Refuses to write beside a `repository.json` that is not there.
+    async fn check_present(&self, location: &Path) -> Result<()> {
+        if location.as_ref() == layout::REPOSITORY {
+            return Ok(());
+        }
+        let document = Arc::clone(&self.document);
+        blocking(move || match std::fs::metadata(&document) {
+            Ok(_) => Ok(()),
+            Err(e) => {
+                let message = format!("{} is gone; is the directory still mounted?", document.display());
+                Err(io::Error::other(format!("{message} ({e})")))
+            }
+        })
+        .await
     }
 
     async fn begin(&self, location: &Path) -> Result<Box<dyn MultipartUpload>> {
-        let target = self.0.path_to_filesystem(location)?;
+        self.check_present(location).await?;
+        let target = self.inner.path_to_filesystem(location)?;
         let (file, staged) = blocking(move || {
             let (file, path) = stage(&target)?;
             Ok((file, Staged { path, target }))
@@ -60,7 +85,7 @@ impl LocalStore {
 
 impl fmt::Display for LocalStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.inner.fmt(f)
     }
 }
 
@@ -88,7 +113,10 @@ impl ObjectStore for LocalStore {
         'a: 'f,
         'b: 'f,
     {
-        self.0.put_opts(location, payload, options)
+        Box::pin(async move {
+            self.check_present(location).await?;
+            self.inner.put_opts(location, payload, options).await
+        })
     }
 
     fn get_opts<'a, 'b, 'f>(&'a self, location: &'b Path, options: GetOptions) -> BoxFuture<'f, Result<GetResult>>
@@ -96,7 +124,7 @@ impl ObjectStore for LocalStore {
         'a: 'f,
         'b: 'f,
     {
-        self.0.get_opts(location, options)
+        self.inner.get_opts(location, options)
     }
 
     fn get_ranges<'a, 'b, 'c, 'f>(
@@ -109,19 +137,19 @@ impl ObjectStore for LocalStore {
         'b: 'f,
         'c: 'f,
     {
-        self.0.get_ranges(location, ranges)
+        self.inner.get_ranges(location, ranges)
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.0.delete_stream(locations)
+        self.inner.delete_stream(locations)
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.0.list(prefix)
+        self.inner.list(prefix)
     }
 
     fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.0.list_with_offset(prefix, offset)
+        self.inner.list_with_offset(prefix, offset)
     }
 
     fn list_with_delimiter<'a, 'b, 'f>(&'a self, prefix: Option<&'b Path>) -> BoxFuture<'f, Result<ListResult>>
@@ -129,7 +157,7 @@ impl ObjectStore for LocalStore {
         'a: 'f,
         'b: 'f,
     {
-        self.0.list_with_delimiter(prefix)
+        self.inner.list_with_delimiter(prefix)
     }
 
     fn copy_opts<'a, 'b, 'c, 'f>(
@@ -143,7 +171,7 @@ impl ObjectStore for LocalStore {
         'b: 'f,
         'c: 'f,
     {
-        self.0.copy_opts(from, to, options)
+        self.inner.copy_opts(from, to, options)
     }
 
     fn rename_opts<'a, 'b, 'c, 'f>(
@@ -157,7 +185,7 @@ impl ObjectStore for LocalStore {
         'b: 'f,
         'c: 'f,
     {
-        self.0.rename_opts(from, to, options)
+        self.inner.rename_opts(from, to, options)
     }
 }
 
@@ -360,6 +388,7 @@ mod tests {
     fn store() -> (tempfile::TempDir, LocalStore) {
         let temp = tempfile::tempdir().unwrap();
         let store = LocalStore::open(temp.path()).unwrap();
+        std::fs::write(temp.path().join(layout::REPOSITORY), "{}").unwrap();
         (temp, store)
     }
 
@@ -375,6 +404,7 @@ mod tests {
                 }
             }
         }
+        files.retain(|name| name != layout::REPOSITORY);
         files
     }
 
@@ -389,7 +419,7 @@ mod tests {
                 upload.put_part([half.clone(), half].into_iter().collect())
             })
             .collect();
-        assert!(store.list(None).try_next().await.unwrap().is_none());
+        assert!(store.list(Some(&Path::from("app"))).try_next().await.unwrap().is_none());
         for part in parts.into_iter().rev() {
             part.await.unwrap();
         }
@@ -448,6 +478,20 @@ mod tests {
         let mut left = files(&temp);
         left.sort();
         assert_eq!(left, ["app/backups/y.vol", "app/backups/z#1x", "app/wal/x.vol"]);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_written_where_no_repository_is_any_more() {
+        let (temp, store) = store();
+        std::fs::remove_file(temp.path().join(layout::REPOSITORY)).unwrap();
+        let put = store.put(&Path::from("app/x"), "x".into()).await.unwrap_err();
+        let begun = store.put_multipart(&Path::from("app/y")).await.unwrap_err();
+        for error in [put, begun] {
+            assert!(crate::repository::storage_error(error, "").in_one_line().contains("still mounted"));
+        }
+        assert!(!temp.path().join("app").exists());
+        store.put(&Path::from(layout::REPOSITORY), "{}".into()).await.unwrap();
+        store.put(&Path::from("app/x"), "x".into()).await.unwrap();
     }
 
     #[tokio::test]
