@@ -357,8 +357,9 @@ async fn of_a_cluster_every_kept_backup_and_the_oldest_moment_of_the_window_come
     }
     assert!(segments() < before);
     assert_eq!(prune().run().json()["removed"]["objects"], json!(0));
-    host.backup(["verify", "--all", "--deep"]).run().succeeded();
     // What the prune left has gaps, and lacks nothing that is to be kept.
+    let verify = |config: &Path| host.backup(["verify", "--all", "--deep", "--config"]).args([config]);
+    verify(&config).env("BACKUP_UNDER_TEST_NOW", &at).run().succeeded();
     let check = |config: &Path| {
         let run = host.backup(["wal", "check", "--json", "--config"]).args([config]);
         run.env("BACKUP_UNDER_TEST_NOW", &at).run()

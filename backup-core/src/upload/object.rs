@@ -1,6 +1,7 @@
 //! One object on its way into a repository.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStoreExt};
@@ -10,6 +11,9 @@ use super::part::Part;
 use crate::error::{Error, Result, Stage};
 use crate::pipeline::Counters;
 use crate::repository::Repository;
+
+/// How long parts that are on their way may take to end by themselves, before an upload is aborted.
+const PARTS_END: Duration = Duration::from_millis(500);
 
 /// What writes runs as tasks that this owns, so that a caller who stops waiting for them can still have them undone: a request that was
 /// only dropped may be carried out later, after everything was removed.
@@ -169,6 +173,9 @@ impl ObjectUpload {
     /// Stops sending and discards what was sent of an unfinished object. One that was just being completed may end complete, but not
     /// after this has returned.
     pub(crate) async fn abort(&mut self) -> Result<()> {
+        // A store may keep a part whose request was on its way when the upload was aborted.
+        let ended = async { while self.tasks.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(PARTS_END, ended).await;
         self.tasks.shutdown().await;
         let unfinished = match std::mem::replace(&mut self.multipart, Multipart::None) {
             Multipart::None => None,
