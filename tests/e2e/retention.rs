@@ -93,6 +93,17 @@ fn of_forty_days_those_stay_that_the_rules_name_and_each_of_them_is_whole() {
 }
 
 #[test]
+fn a_host_that_holds_no_identity_prunes_and_verifies_and_restores_nothing() {
+    let host = Host::initialised(BACKUP);
+    save_on(&host, [500, 499, 1].into_iter());
+    age(&host.repository());
+    std::fs::remove_file(host.identity_file()).unwrap();
+    assert!(pruned(&host, &[])["removed"]["objects"].as_u64().unwrap() > 0);
+    host.backup(["verify", "--all"]).run().succeeded();
+    host.backup(["restore", "app", "--to-stdout"]).run().failed(12).saying("age1");
+}
+
+#[test]
 fn rules_of_a_target_are_its_own() {
     let host = Host::initialised(BACKUP);
     save_daily(&host, 4);
