@@ -8,8 +8,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
@@ -336,39 +336,22 @@ fn listing(
     stream::once(begin).try_flatten().boxed()
 }
 
-/// The methods are those of the trait, spelled as its `async_trait` has them.
+#[async_trait]
 impl ObjectStore for Store {
-    fn put_opts<'a, 'b, 'f>(
-        &'a self,
-        location: &'b Path,
-        payload: PutPayload,
-        options: PutOptions,
-    ) -> BoxFuture<'f, StoreResult<PutResult>>
-    where
-        'a: 'f,
-        'b: 'f,
-    {
-        self.0.first.put_opts(location, payload, options)
+    async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> StoreResult<PutResult> {
+        self.0.first.put_opts(location, payload, options).await
     }
 
-    fn put_multipart_opts<'a, 'b, 'f>(
-        &'a self,
-        location: &'b Path,
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
         options: PutMultipartOptions,
-    ) -> BoxFuture<'f, StoreResult<Box<dyn MultipartUpload>>>
-    where
-        'a: 'f,
-        'b: 'f,
-    {
-        self.0.first.put_multipart_opts(location, options)
+    ) -> StoreResult<Box<dyn MultipartUpload>> {
+        self.0.first.put_multipart_opts(location, options).await
     }
 
-    fn get_opts<'a, 'b, 'f>(&'a self, location: &'b Path, options: GetOptions) -> BoxFuture<'f, StoreResult<GetResult>>
-    where
-        'a: 'f,
-        'b: 'f,
-    {
-        Box::pin(get(Arc::clone(&self.0), location.clone(), options))
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> StoreResult<GetResult> {
+        get(Arc::clone(&self.0), location.clone(), options).await
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, StoreResult<Path>>) -> BoxStream<'static, StoreResult<Path>> {
@@ -385,27 +368,13 @@ impl ObjectStore for Store {
         listing(&self.0, move |store| store.list_with_offset(prefix.as_ref(), &offset))
     }
 
-    fn list_with_delimiter<'a, 'b, 'f>(&'a self, prefix: Option<&'b Path>) -> BoxFuture<'f, StoreResult<ListResult>>
-    where
-        'a: 'f,
-        'b: 'f,
-    {
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> StoreResult<ListResult> {
         let question = move |store: Arc<dyn ObjectStore>| async move { store.list_with_delimiter(prefix).await };
-        Box::pin(async move { self.0.ask(question).await.map(|(listing, _)| listing) })
+        self.0.ask(question).await.map(|(listing, _)| listing)
     }
 
-    fn copy_opts<'a, 'b, 'c, 'f>(
-        &'a self,
-        from: &'b Path,
-        to: &'c Path,
-        options: CopyOptions,
-    ) -> BoxFuture<'f, StoreResult<()>>
-    where
-        'a: 'f,
-        'b: 'f,
-        'c: 'f,
-    {
-        self.0.first.copy_opts(from, to, options)
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> StoreResult<()> {
+        self.0.first.copy_opts(from, to, options).await
     }
 }
 

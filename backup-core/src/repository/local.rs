@@ -19,8 +19,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
 use object_store::local::LocalFileSystem;
@@ -89,55 +89,23 @@ impl fmt::Display for LocalStore {
     }
 }
 
-/// The methods are those of the trait, spelled as its `async_trait` has them.
+#[async_trait]
 impl ObjectStore for LocalStore {
-    fn put_multipart_opts<'a, 'b, 'f>(
-        &'a self,
-        location: &'b Path,
-        _: PutMultipartOptions,
-    ) -> BoxFuture<'f, Result<Box<dyn MultipartUpload>>>
-    where
-        'a: 'f,
-        'b: 'f,
-    {
-        Box::pin(self.begin(location))
+    async fn put_multipart_opts(&self, location: &Path, _: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        self.begin(location).await
     }
 
-    fn put_opts<'a, 'b, 'f>(
-        &'a self,
-        location: &'b Path,
-        payload: PutPayload,
-        options: PutOptions,
-    ) -> BoxFuture<'f, Result<PutResult>>
-    where
-        'a: 'f,
-        'b: 'f,
-    {
-        Box::pin(async move {
-            self.check_present(location).await?;
-            self.inner.put_opts(location, payload, options).await
-        })
+    async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        self.check_present(location).await?;
+        self.inner.put_opts(location, payload, options).await
     }
 
-    fn get_opts<'a, 'b, 'f>(&'a self, location: &'b Path, options: GetOptions) -> BoxFuture<'f, Result<GetResult>>
-    where
-        'a: 'f,
-        'b: 'f,
-    {
-        self.inner.get_opts(location, options)
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.inner.get_opts(location, options).await
     }
 
-    fn get_ranges<'a, 'b, 'c, 'f>(
-        &'a self,
-        location: &'b Path,
-        ranges: &'c [Range<u64>],
-    ) -> BoxFuture<'f, Result<Vec<Bytes>>>
-    where
-        'a: 'f,
-        'b: 'f,
-        'c: 'f,
-    {
-        self.inner.get_ranges(location, ranges)
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.inner.get_ranges(location, ranges).await
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
@@ -152,40 +120,16 @@ impl ObjectStore for LocalStore {
         self.inner.list_with_offset(prefix, offset)
     }
 
-    fn list_with_delimiter<'a, 'b, 'f>(&'a self, prefix: Option<&'b Path>) -> BoxFuture<'f, Result<ListResult>>
-    where
-        'a: 'f,
-        'b: 'f,
-    {
-        self.inner.list_with_delimiter(prefix)
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
     }
 
-    fn copy_opts<'a, 'b, 'c, 'f>(
-        &'a self,
-        from: &'b Path,
-        to: &'c Path,
-        options: CopyOptions,
-    ) -> BoxFuture<'f, Result<()>>
-    where
-        'a: 'f,
-        'b: 'f,
-        'c: 'f,
-    {
-        self.inner.copy_opts(from, to, options)
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
     }
 
-    fn rename_opts<'a, 'b, 'c, 'f>(
-        &'a self,
-        from: &'b Path,
-        to: &'c Path,
-        options: RenameOptions,
-    ) -> BoxFuture<'f, Result<()>>
-    where
-        'a: 'f,
-        'b: 'f,
-        'c: 'f,
-    {
-        self.inner.rename_opts(from, to, options)
+    async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
+        self.inner.rename_opts(from, to, options).await
     }
 }
 
@@ -235,6 +179,7 @@ impl LocalUpload {
     }
 }
 
+#[async_trait]
 impl MultipartUpload for LocalUpload {
     fn put_part(&mut self, data: PutPayload) -> UploadPart {
         let offset = self.len;
@@ -250,18 +195,12 @@ impl MultipartUpload for LocalUpload {
         })
     }
 
-    fn complete<'a, 'f>(&'a mut self) -> BoxFuture<'f, Result<PutResult>>
-    where
-        'a: 'f,
-    {
-        Box::pin(self.publish())
+    async fn complete(&mut self) -> Result<PutResult> {
+        self.publish().await
     }
 
-    fn abort<'a, 'f>(&'a mut self) -> BoxFuture<'f, Result<()>>
-    where
-        'a: 'f,
-    {
-        Box::pin(self.discard())
+    async fn abort(&mut self) -> Result<()> {
+        self.discard().await
     }
 }
 

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt, future};
 use object_store::path::Path;
@@ -69,58 +69,28 @@ impl<S: ObjectStore> fmt::Display for RemoteStore<S> {
     }
 }
 
-/// The methods are those of the trait, spelled as its `async_trait` has them.
+#[async_trait]
 impl<S: ObjectStore> ObjectStore for RemoteStore<S> {
-    fn put_opts<'a, 'b, 'f>(
-        &'a self,
-        location: &'b Path,
-        payload: PutPayload,
-        mut options: PutOptions,
-    ) -> BoxFuture<'f, Result<PutResult>>
-    where
-        'a: 'f,
-        'b: 'f,
-        Self: 'f,
-    {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, mut options: PutOptions) -> Result<PutResult> {
         self.classify(location, &mut options.attributes);
-        self.store.put_opts(location, payload, options)
+        self.store.put_opts(location, payload, options).await
     }
 
-    fn put_multipart_opts<'a, 'b, 'f>(
-        &'a self,
-        location: &'b Path,
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
         mut options: PutMultipartOptions,
-    ) -> BoxFuture<'f, Result<Box<dyn MultipartUpload>>>
-    where
-        'a: 'f,
-        'b: 'f,
-        Self: 'f,
-    {
+    ) -> Result<Box<dyn MultipartUpload>> {
         self.classify(location, &mut options.attributes);
-        self.store.put_multipart_opts(location, options)
+        self.store.put_multipart_opts(location, options).await
     }
 
-    fn get_opts<'a, 'b, 'f>(&'a self, location: &'b Path, options: GetOptions) -> BoxFuture<'f, Result<GetResult>>
-    where
-        'a: 'f,
-        'b: 'f,
-        Self: 'f,
-    {
-        self.store.get_opts(location, options)
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.store.get_opts(location, options).await
     }
 
-    fn get_ranges<'a, 'b, 'c, 'f>(
-        &'a self,
-        location: &'b Path,
-        ranges: &'c [Range<u64>],
-    ) -> BoxFuture<'f, Result<Vec<Bytes>>>
-    where
-        'a: 'f,
-        'b: 'f,
-        'c: 'f,
-        Self: 'f,
-    {
-        self.store.get_ranges(location, ranges)
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.store.get_ranges(location, ranges).await
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
@@ -137,43 +107,16 @@ impl<S: ObjectStore> ObjectStore for RemoteStore<S> {
         listed.try_filter(move |meta| future::ready(meta.location > behind)).boxed()
     }
 
-    fn list_with_delimiter<'a, 'b, 'f>(&'a self, prefix: Option<&'b Path>) -> BoxFuture<'f, Result<ListResult>>
-    where
-        'a: 'f,
-        'b: 'f,
-        Self: 'f,
-    {
-        self.store.list_with_delimiter(prefix)
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.store.list_with_delimiter(prefix).await
     }
 
-    fn copy_opts<'a, 'b, 'c, 'f>(
-        &'a self,
-        from: &'b Path,
-        to: &'c Path,
-        options: CopyOptions,
-    ) -> BoxFuture<'f, Result<()>>
-    where
-        'a: 'f,
-        'b: 'f,
-        'c: 'f,
-        Self: 'f,
-    {
-        self.store.copy_opts(from, to, options)
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.store.copy_opts(from, to, options).await
     }
 
-    fn rename_opts<'a, 'b, 'c, 'f>(
-        &'a self,
-        from: &'b Path,
-        to: &'c Path,
-        options: RenameOptions,
-    ) -> BoxFuture<'f, Result<()>>
-    where
-        'a: 'f,
-        'b: 'f,
-        'c: 'f,
-        Self: 'f,
-    {
-        self.store.rename_opts(from, to, options)
+    async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
+        self.store.rename_opts(from, to, options).await
     }
 }
 

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
+use async_trait::async_trait;
 use futures::StreamExt;
-use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use object_store::client::{HttpError, HttpErrorKind};
 use object_store::memory::InMemory;
@@ -95,6 +95,7 @@ struct Upload {
     inner: Box<dyn MultipartUpload>,
 }
 
+#[async_trait]
 impl MultipartUpload for Upload {
     fn put_part(&mut self, data: PutPayload) -> UploadPart {
         let (store, path, part) = (self.store.clone(), self.path.clone(), self.inner.put_part(data));
@@ -104,81 +105,51 @@ impl MultipartUpload for Upload {
         })
     }
 
-    fn complete<'a, 'f>(&'a mut self) -> BoxFuture<'f, StoreResult<PutResult>>
-    where
-        'a: 'f,
-    {
-        Box::pin(async {
-            self.store.meet(Of::Writes, self.path.as_ref()).await?;
-            self.inner.complete().await
-        })
+    async fn complete(&mut self) -> StoreResult<PutResult> {
+        self.store.meet(Of::Writes, self.path.as_ref()).await?;
+        self.inner.complete().await
     }
 
-    fn abort<'a, 'f>(&'a mut self) -> BoxFuture<'f, StoreResult<()>>
-    where
-        'a: 'f,
-    {
-        self.inner.abort()
+    async fn abort(&mut self) -> StoreResult<()> {
+        self.inner.abort().await
     }
 }
 
+#[async_trait]
 impl ObjectStore for Faulty {
-    fn put_opts<'a, 'b, 'f>(
-        &'a self,
-        path: &'b Path,
-        payload: PutPayload,
-        options: PutOptions,
-    ) -> BoxFuture<'f, StoreResult<PutResult>>
-    where
-        'a: 'f,
-        'b: 'f,
-    {
-        Box::pin(async move {
-            self.meet(Of::Writes, path.as_ref()).await?;
-            self.memory.put_opts(path, payload, options).await
-        })
+    async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> StoreResult<PutResult> {
+        self.meet(Of::Writes, path.as_ref()).await?;
+        self.memory.put_opts(path, payload, options).await
     }
 
-    fn put_multipart_opts<'a, 'b, 'f>(
-        &'a self,
-        path: &'b Path,
+    async fn put_multipart_opts(
+        &self,
+        path: &Path,
         options: PutMultipartOptions,
-    ) -> BoxFuture<'f, StoreResult<Box<dyn MultipartUpload>>>
-    where
-        'a: 'f,
-        'b: 'f,
-    {
-        Box::pin(async move {
-            self.meet(Of::Writes, path.as_ref()).await?;
-            let inner = self.memory.put_multipart_opts(path, options).await?;
-            Ok(Box::new(Upload { store: self.clone(), path: path.clone(), inner }) as _)
-        })
+    ) -> StoreResult<Box<dyn MultipartUpload>> {
+        self.meet(Of::Writes, path.as_ref()).await?;
+        let inner = self.memory.put_multipart_opts(path, options).await?;
+        Ok(Box::new(Upload { store: self.clone(), path: path.clone(), inner }) as _)
     }
 
-    fn get_opts<'a, 'b, 'f>(&'a self, path: &'b Path, options: GetOptions) -> BoxFuture<'f, StoreResult<GetResult>>
-    where
-        'a: 'f,
-        'b: 'f,
-    {
-        Box::pin(async move {
-            self.meet(Of::Reads, path.as_ref()).await?;
-            let head = options.head;
-            let result = self.memory.get_opts(path, options).await?;
-            if head || self.fault(Of::Reads, path.as_ref()) != Some(Fault::BreaksOff) {
-                return Ok(result);
+    async fn get_opts(&self, path: &Path, options: GetOptions) -> StoreResult<GetResult> {
+        self.meet(Of::Reads, path.as_ref()).await?;
+        let head = options.head;
+        let result = self.memory.get_opts(path, options).await?;
+        if head || self.fault(Of::Reads, path.as_ref()) != Some(Fault::BreaksOff) {
+            return Ok(result);
+        }
+        let GetResult { payload, meta, range, attributes, extensions } = result;
+        let payload = match payload {
+            GetResultPayload::Stream(body) => {
+                let source = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+                let broken = StoreError::Generic { store: "faulty", source: Box::new(source) };
+                let first = body.take(1).map(|piece| piece.map(|bytes| bytes.slice(..1.min(bytes.len()))));
+                GetResultPayload::Stream(first.chain(futures::stream::iter([Err(broken)])).boxed())
             }
-            let GetResult { payload, meta, range, attributes, extensions } = result;
-            let payload = match payload {
-                GetResultPayload::Stream(body) => {
-                    let source = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
-                    let broken = StoreError::Generic { store: "faulty", source: Box::new(source) };
-                    let first = body.take(1).map(|piece| piece.map(|bytes| bytes.slice(..1.min(bytes.len()))));
-                    GetResultPayload::Stream(first.chain(futures::stream::iter([Err(broken)])).boxed())
-                }
-                file => file,
-            };
-            Ok(GetResult { payload, meta, range, attributes, extensions })
-        })
+            file => file,
+        };
+        Ok(GetResult { payload, meta, range, attributes, extensions })
     }
 
     fn delete_stream(&self, paths: BoxStream<'static, StoreResult<Path>>) -> BoxStream<'static, StoreResult<Path>> {
@@ -192,29 +163,13 @@ impl ObjectStore for Faulty {
         met.filter_map(|met| async { met.err().map(Err) }).chain(listing).boxed()
     }
 
-    fn list_with_delimiter<'a, 'b, 'f>(&'a self, prefix: Option<&'b Path>) -> BoxFuture<'f, StoreResult<ListResult>>
-    where
-        'a: 'f,
-        'b: 'f,
-    {
-        Box::pin(async move {
-            self.meet(Of::Reads, prefix.map_or("", AsRef::as_ref)).await?;
-            self.memory.list_with_delimiter(prefix).await
-        })
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> StoreResult<ListResult> {
+        self.meet(Of::Reads, prefix.map_or("", AsRef::as_ref)).await?;
+        self.memory.list_with_delimiter(prefix).await
     }
 
-    fn copy_opts<'a, 'b, 'c, 'f>(
-        &'a self,
-        from: &'b Path,
-        to: &'c Path,
-        options: CopyOptions,
-    ) -> BoxFuture<'f, StoreResult<()>>
-    where
-        'a: 'f,
-        'b: 'f,
-        'c: 'f,
-    {
-        self.memory.copy_opts(from, to, options)
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> StoreResult<()> {
+        self.memory.copy_opts(from, to, options).await
     }
 }
 

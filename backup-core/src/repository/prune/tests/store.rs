@@ -6,8 +6,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
@@ -75,55 +75,28 @@ impl fmt::Display for Shared {
     }
 }
 
+#[async_trait]
 impl ObjectStore for Shared {
-    fn put_opts<'a, 'b, 'f>(
-        &'a self,
-        location: &'b Path,
-        payload: PutPayload,
-        options: PutOptions,
-    ) -> BoxFuture<'f, StoreResult<PutResult>>
-    where
-        'a: 'f,
-        'b: 'f,
-    {
-        self.0.memory.put_opts(location, payload, options)
+    async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> StoreResult<PutResult> {
+        self.0.memory.put_opts(location, payload, options).await
     }
 
-    fn put_multipart_opts<'a, 'b, 'f>(
-        &'a self,
-        location: &'b Path,
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
         options: PutMultipartOptions,
-    ) -> BoxFuture<'f, StoreResult<Box<dyn MultipartUpload>>>
-    where
-        'a: 'f,
-        'b: 'f,
-    {
-        self.0.memory.put_multipart_opts(location, options)
+    ) -> StoreResult<Box<dyn MultipartUpload>> {
+        self.0.memory.put_multipart_opts(location, options).await
     }
 
-    fn get_opts<'a, 'b, 'f>(&'a self, location: &'b Path, options: GetOptions) -> BoxFuture<'f, StoreResult<GetResult>>
-    where
-        'a: 'f,
-        'b: 'f,
-    {
-        Box::pin(async move {
-            let mut result = self.0.memory.get_opts(location, options).await?;
-            result.meta = self.0.aged(result.meta);
-            Ok(result)
-        })
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> StoreResult<GetResult> {
+        let mut result = self.0.memory.get_opts(location, options).await?;
+        result.meta = self.0.aged(result.meta);
+        Ok(result)
     }
 
-    fn get_ranges<'a, 'b, 'c, 'f>(
-        &'a self,
-        location: &'b Path,
-        ranges: &'c [Range<u64>],
-    ) -> BoxFuture<'f, StoreResult<Vec<Bytes>>>
-    where
-        'a: 'f,
-        'b: 'f,
-        'c: 'f,
-    {
-        self.0.memory.get_ranges(location, ranges)
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> StoreResult<Vec<Bytes>> {
+        self.0.memory.get_ranges(location, ranges).await
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, StoreResult<Path>>) -> BoxStream<'static, StoreResult<Path>> {
@@ -145,25 +118,11 @@ impl ObjectStore for Shared {
         self.0.memory.list(prefix).map_ok(move |meta| store.aged(meta)).boxed()
     }
 
-    fn list_with_delimiter<'a, 'b, 'f>(&'a self, prefix: Option<&'b Path>) -> BoxFuture<'f, StoreResult<ListResult>>
-    where
-        'a: 'f,
-        'b: 'f,
-    {
-        self.0.memory.list_with_delimiter(prefix)
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> StoreResult<ListResult> {
+        self.0.memory.list_with_delimiter(prefix).await
     }
 
-    fn copy_opts<'a, 'b, 'c, 'f>(
-        &'a self,
-        from: &'b Path,
-        to: &'c Path,
-        options: CopyOptions,
-    ) -> BoxFuture<'f, StoreResult<()>>
-    where
-        'a: 'f,
-        'b: 'f,
-        'c: 'f,
-    {
-        self.0.memory.copy_opts(from, to, options)
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> StoreResult<()> {
+        self.0.memory.copy_opts(from, to, options).await
     }
 }
