@@ -34,7 +34,6 @@ mod progress;
 mod report;
 mod runtime;
 mod signing;
-mod small_file;
 mod stdio;
 mod stores;
 mod style;

@@ -128,6 +128,7 @@ pub mod postgres;
 mod process;
 pub mod repository;
 pub mod restore;
+pub mod small_file;
 pub mod source;
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use backup_core::small_file::SmallFile;
 use backup_core::{Error, Result};
 use bytesize::ByteSize;
 use serde::Deserialize;
@@ -14,7 +15,6 @@ use super::keys::KeyTables;
 use super::retention::RetentionTable;
 use super::targets::TargetTables;
 use crate::args::{CipherName, CodecName};
-use crate::small_file::SmallFile;
 
 /// The longest file in bytes; what is longer is something else.
 const FILE_LEN_MAX: usize = 1 << 20;

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use backup_core::Result;
 use backup_core::repository::layout::TargetName;
 use backup_core::repository::prune::{GRACE_DEFAULT, GRACE_LEAST};
 use backup_core::repository::retention::{Keep, Rules};
+use backup_core::{Error, Result};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 use serde::{Deserialize, Deserializer};
@@ -13,7 +13,7 @@ use toml::Spanned;
 
 use super::file::ConfigFile;
 
-/// A table of rules. What it does not say is as the more general one has it.
+/// A table of rules: `[retention]` for all targets, or that of one. What it does not say is as the more general one has it.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RuleValues {
@@ -26,22 +26,8 @@ pub(crate) struct RuleValues {
     wal: Option<Span>,
     #[serde(default, deserialize_with = "zone")]
     time_zone: Option<TimeZone>,
-}
-
-/// `[retention]`: rules for all targets, and for how long nothing is touched that may be in the making.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct RetentionValues {
-    last: Option<KeepValue>,
-    daily: Option<KeepValue>,
-    weekly: Option<KeepValue>,
-    monthly: Option<KeepValue>,
-    yearly: Option<KeepValue>,
-    #[serde(default, deserialize_with = "wal_span")]
-    wal: Option<Span>,
-    #[serde(default, deserialize_with = "zone")]
-    time_zone: Option<TimeZone>,
-    grace: Option<Grace>,
+    /// For how long nothing is touched that may be in the making. Of all targets alone.
+    grace: Option<Spanned<Grace>>,
 }
 
 /// What is kept of all targets.
@@ -81,24 +67,23 @@ pub(crate) fn retention(file: &ConfigFile) -> Result<Retention> {
     if let Some(values) = &file.values.retention {
         retention.line = Some(file.line_of(values));
         let values = values.as_ref().clone();
-        retention.grace = values.grace.map_or(retention.grace, |grace| grace.0);
-        retention.rules = values.rules().over(&retention.rules);
+        retention.grace = values.grace.as_ref().map_or(retention.grace, |grace| grace.as_ref().0);
+        retention.rules = values.over(&retention.rules);
     }
     for (name, values) in &file.values.targets {
         let Some(rules) = values.as_ref().retention() else { continue };
+        if let Some(grace) = &rules.grace {
+            let at = format!("{}:{}", file.path.display(), file.line_of(grace));
+            return Err(Error::config(format!(
+                "{at}: the grace is the same for all targets: it belongs into [retention]"
+            )));
+        }
         // Whether it is a name is told where targets are read.
         let Ok(name) = name.parse::<TargetName>() else { continue };
         retention.lines.insert(name.clone(), file.line_of(values));
         retention.of_target.insert(name, rules.clone().over(&retention.rules));
     }
     Ok(retention)
-}
-
-impl RetentionValues {
-    fn rules(self) -> RuleValues {
-        let Self { last, daily, weekly, monthly, yearly, wal, time_zone, grace: _ } = self;
-        RuleValues { last, daily, weekly, monthly, yearly, wal, time_zone }
-    }
 }
 
 impl RuleValues {
@@ -180,7 +165,7 @@ fn zone<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<TimeZone>, 
 }
 
 /// The general table, as the file has it.
-pub(crate) type RetentionTable = Option<Spanned<RetentionValues>>;
+pub(crate) type RetentionTable = Option<Spanned<RuleValues>>;
 
 #[cfg(test)]
 mod tests {
@@ -202,6 +187,12 @@ mod tests {
         assert!(matches!(retention.rules.daily, Keep::Within(_)) && matches!(of_app.daily, Keep::Nothing));
         assert_eq!((retention.rules.wal.get_days(), of_app.wal.get_days()), (7, 1));
         assert_eq!((retention.grace, retention.line), (SignedDuration::from_hours(6), Some(1)));
+    }
+
+    #[test]
+    fn a_target_has_no_grace_of_its_own() {
+        let text = "[targets.app]\ncommand = [\"true\"]\n[targets.app.retention]\ngrace = \"6h\"\n";
+        assert!(read(text).unwrap_err().to_string().starts_with("backup.toml:4: the grace"));
     }
 
     #[test]

@@ -1,9 +1,7 @@
 //! Secrets from files and from what commands print; never from arguments, which everybody on a host can see.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -13,6 +11,7 @@ use zeroize::Zeroizing;
 
 use super::key_error;
 use crate::error::{Error, Result, Stage};
+use crate::small_file::{SmallFile, room, text};
 
 /// Where a secret is to be had.
 #[derive(Clone, PartialEq, Eq)]
@@ -63,17 +62,12 @@ impl SecretSource {
 /// checked is what is read. Blocks.
 pub(super) fn read_private_file(path: &Path, what: &str, bytes_max: usize) -> Result<Zeroizing<String>> {
     let failed = |e: io::Error| key_error(format!("could not read the {what} {}", path.display())).with_source(e);
-    let file = File::open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    let mode = metadata.permissions().mode() & 0o777;
-    // The permissions of a pipe say nothing about what comes through it.
-    if metadata.is_file() && mode & 0o077 != 0 {
+    let file = SmallFile::open(path).map_err(failed)?;
+    if let Some(mode) = file.mode().filter(|mode| mode & 0o077 != 0) {
         let message = format!("the {what} {} is open to other users (mode {mode:04o})", path.display());
         return Err(key_error(message).with_hint(format!("chmod 600 {}", path.display())));
     }
-    let mut bytes = room(bytes_max);
-    file.take(bytes_max as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
-    text(bytes, bytes_max).map_err(failed)
+    file.read(bytes_max).map_err(failed)
 }
 
 async fn printed(command: &str, what: &str, bytes_max: usize) -> Result<Zeroizing<String>> {
@@ -100,23 +94,10 @@ async fn printed(command: &str, what: &str, bytes_max: usize) -> Result<Zeroizin
         .map_err(|e| key_error(format!("what the {what} command printed is no {what}")).with_source(e))
 }
 
-/// With its capacity from the start: a vector that grows leaves copies behind.
-fn room(bytes_max: usize) -> Zeroizing<Vec<u8>> {
-    Zeroizing::new(Vec::with_capacity(bytes_max + 1))
-}
-
-fn text(mut bytes: Zeroizing<Vec<u8>>, bytes_max: usize) -> io::Result<Zeroizing<String>> {
-    if bytes.len() > bytes_max {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("longer than {bytes_max} bytes")));
-    }
-    String::from_utf8(std::mem::take(&mut *bytes)).map(Zeroizing::new).map_err(|e| {
-        drop(Zeroizing::new(e.into_bytes()));
-        io::Error::new(io::ErrorKind::InvalidData, "not valid UTF-8")
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[tokio::test]
