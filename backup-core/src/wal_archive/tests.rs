@@ -21,6 +21,9 @@ use crate::repository::census::Looked;
 use crate::repository::layout::TailPiece;
 use crate::repository::rewrap::{RewrapOptions, rewrap};
 
+mod absent;
+mod ahead;
+mod rewrapped;
 mod several;
 mod signed;
 
@@ -333,71 +336,6 @@ async fn a_large_segment_of_zeros_goes_in_one_request() {
 }
 
 #[tokio::test]
-async fn only_the_end_of_the_archive_is_absent() {
-    for world in [World::in_memory().await, World::in_directory().await] {
-        for number in [3, 4, 6, 8] {
-            let name = world.segment(number, MIB, "x");
-            world.push(&name).await.unwrap();
-            fs::remove_file(world.pg_wal(&name)).unwrap();
-        }
-        let name = |number| segment(1, number, MIB, "").0;
-        assert_eq!(world.fetch(&name(9)).await.unwrap(), None);
-        assert_eq!(world.fetch(&segment(2, 4, MIB, "").0).await.unwrap(), None, "nothing of that timeline is there");
-        assert_eq!(world.fetch("00000002.history").await.unwrap(), None);
-        for number in [2, 5, 7] {
-            let error = world.fetch(&name(number)).await.unwrap_err();
-            assert!(error.to_string().starts_with("the archive has a hole"), "{error}");
-        }
-        let standby = FetcherOptions { standby: true, ..FetcherOptions::default() };
-        assert_eq!(world.fetch_with(&name(5), standby).await.unwrap(), None, "it asks again");
-        // A primary that recovers from its crash has the segment still.
-        world.segment(5, MIB, "x");
-        assert_eq!(world.fetch(&name(5)).await.unwrap(), None);
-        // A segment that was used before and waits under its next name is not the one.
-        let (_, old) = segment(1, 1, MIB, "x");
-        fs::write(world.pg_wal(&name(5)), old).unwrap();
-        assert!(world.fetch(&name(5)).await.is_err());
-    }
-}
-
-#[tokio::test]
-async fn what_follows_a_missing_segment_in_any_form_makes_it_a_hole() {
-    let world = World::in_memory().await;
-    let archive = world.target().wal_of(SYSTEM);
-    let folder = archive.timeline(Timeline::FIRST);
-    let name = |number| segment(1, number, MIB, "").0;
-    for later in [".partial.vol", ".00000028.backup.vol", ".tail/00000000.vol"] {
-        let path = Path::from(format!("{folder}/{}{later}", name(6)));
-        world.put(&path, vec![0]).await;
-        assert!(world.fetch(&name(5)).await.is_err(), "{later}");
-        assert_eq!(world.fetch(&name(7)).await.unwrap(), None, "{later}");
-        world.repository.store().delete(&path).await.unwrap();
-    }
-    assert_eq!(world.fetch(&name(5)).await.unwrap(), None);
-    // What nobody can read yet is not nothing.
-    world.put(&Path::from(format!("{folder}/{}.tail/00000000.vol", name(5))), vec![0]).await;
-    assert!(world.fetch(&name(5)).await.is_err());
-    assert_eq!(world.fetch(&format!("{}.partial", name(5))).await.unwrap(), None);
-}
-
-#[tokio::test]
-async fn a_repository_that_is_gone_or_another_says_nothing_about_absence() {
-    let world = World::in_directory().await;
-    let name = segment(1, 5, MIB, "").0;
-    assert_eq!(world.fetch(&name).await.unwrap(), None);
-    let root = world.root.as_ref().unwrap().path();
-    let document = fs::read_to_string(root.join("repository.json")).unwrap();
-    fs::write(root.join("repository.json"), document.replace(world.repository.id(), "another")).unwrap();
-    let error = world.fetch(&name).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
-    fs::remove_file(root.join("repository.json")).unwrap();
-    assert!(world.fetch(&name).await.is_err());
-    fs::remove_dir(root).unwrap();
-    assert!(world.fetch(&name).await.is_err());
-    fs::create_dir(root).unwrap();
-}
-
-#[tokio::test]
 async fn the_cluster_is_that_of_the_data_directory_else_the_only_one() {
     let world = World::in_memory().await;
     let name = world.segment(3, MIB, "x");
@@ -414,120 +352,6 @@ async fn the_cluster_is_that_of_the_data_directory_else_the_only_one() {
     assert!(error.to_string().contains("WAL of 2 clusters"), "{error}");
     let options = FetcherOptions { system_identifier: Some(SYSTEM), ..FetcherOptions::default() };
     world.fetcher(options).fetch(name.parse().unwrap(), &to).await.unwrap();
-}
-
-#[tokio::test]
-async fn what_waits_behind_is_archived_ahead_and_answered_for_at_once() {
-    for world in [World::in_memory().await, World::in_directory().await] {
-        let names: Vec<String> = (3..10).map(|number| world.segment(number, MIB, "x")).collect();
-        let archiver = world.archiver(4);
-        assert_eq!(archiver.push(&world.pg_wal(&names[0])).await.unwrap(), Pushed::Stored);
-        assert_eq!(world.objects().await.len(), 5);
-        assert_eq!(world.marks(), names[1..5]);
-        assert_eq!(archiver.push(&world.pg_wal(&names[1])).await.unwrap(), Pushed::Ahead);
-
-        // A mark is believed only for the bytes, the object and the repository that it is about.
-        world.segment(5, MIB, "another");
-        assert_eq!(archiver.push(&world.pg_wal(&names[2])).await.unwrap_err().kind(), ErrorKind::Storage);
-        world.repository.store().delete(&world.object(&names[3])).await.unwrap();
-        assert_eq!(archiver.push(&world.pg_wal(&names[3])).await.unwrap(), Pushed::Stored);
-        let other = World { repository: Repository::in_memory().await.unwrap(), ..world };
-        assert_eq!(other.archiver(0).push(&other.pg_wal(&names[4])).await.unwrap(), Pushed::Stored);
-        assert!(other.fetch(&names[4]).await.unwrap().is_some());
-
-        // Marks go when PostgreSQL has taken note.
-        for name in &names[..5] {
-            fs::remove_file(other.pg_wal("archive_status").join(format!("{name}.ready"))).unwrap();
-        }
-        fs::write(other.pg_wal(".backup/archived").join(&names[6]), "no mark").unwrap();
-        assert_eq!(other.archiver(0).push(&other.pg_wal(&names[6])).await.unwrap(), Pushed::Stored);
-        assert_eq!(other.marks(), names[5..], "these wait still");
-    }
-}
-
-#[tokio::test]
-async fn a_file_behind_that_cannot_be_archived_is_no_failure() {
-    let world = World::in_directory().await;
-    let name = world.segment(3, MIB, "x");
-    world.segment(4, MIB, "x");
-    let (bad, _) = segment(1, 4, MIB, "x");
-    fs::write(world.pg_wal(&bad), "changed").unwrap();
-    fs::write(world.pg_wal("archive_status/000000010000000000000009.ready"), "").unwrap();
-    assert_eq!(world.archiver(8).push(&world.pg_wal(&name)).await.unwrap(), Pushed::Stored);
-    assert_eq!(world.marks(), [] as [String; 0]);
-}
-
-#[tokio::test]
-async fn what_was_fetched_ahead_is_taken_once_and_only_when_it_is_whole() {
-    let world = World::in_directory().await;
-    let names: Vec<String> = (3..9).map(|number| world.segment(number, MIB, "x")).collect();
-    for name in &names {
-        world.push(name).await.unwrap();
-    }
-    let options = FetcherOptions { prefetch: 3, ..FetcherOptions::default() };
-    let fetcher = world.fetcher(options);
-    let to = world.pg_wal("RECOVERYXLOG");
-    let fetch = async |name: &str| match fetcher.fetch(name.parse().unwrap(), &to).await.unwrap() {
-        Fetched::Placed(placed) => {
-            assert!(fs::read(&to).unwrap() == fs::read(world.pg_wal(name)).unwrap(), "{name}");
-            placed
-        }
-        Fetched::Absent => panic!("{name} is there"),
-    };
-    let placed = fetch(&names[0]).await;
-    assert!(!placed.ahead);
-    let size = placed.prefetch.unwrap();
-    assert_eq!(fetcher.prefetch(names[0].parse().unwrap(), size, &to).await.unwrap(), 3);
-    let folder = fs::read_dir(world.pg_wal(".backup/prefetch")).unwrap();
-    let folder = folder.map(|entry| entry.unwrap().path()).find(|path| path.is_dir()).unwrap();
-    let waiting = || fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
-    assert_eq!(waiting().len(), 3);
-    assert!(fetch(&names[1]).await.ahead);
-    assert_eq!(waiting().len(), 2, "it is taken");
-
-    // As a crash leaves it, or somebody who writes there.
-    let second = waiting().into_iter().find(|path| path.to_str().unwrap().contains(&names[2])).unwrap();
-    fs::write(&second, vec![0; MIB as usize]).unwrap();
-    assert!(!fetch(&names[2]).await.ahead);
-    assert_eq!(waiting().len(), 1);
-    assert!(fetch(&names[3]).await.ahead);
-
-    // At the end of the archive.
-    assert_eq!(fetcher.prefetch(names[3].parse().unwrap(), size, &to).await.unwrap(), 2);
-    assert_eq!(fetcher.prefetch(names[5].parse().unwrap(), size, &to).await.unwrap(), 0);
-    assert_eq!(waiting(), [] as [PathBuf; 0], "what is behind is forgotten");
-}
-
-#[tokio::test]
-async fn what_was_left_behind_is_removed_when_it_is_old() {
-    let world = World::in_directory().await;
-    let name = world.segment(3, MIB, "x");
-    let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
-    let folder = world.pg_wal(".backup/prefetch/another");
-    fs::create_dir_all(&folder).unwrap();
-    let write = |path: &FilePath, old: Option<SystemTime>| {
-        fs::write(path, "x").unwrap();
-        if let Some(time) = old {
-            fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
-        }
-    };
-    write(&folder.join("segment"), Some(old));
-    write(&world.pg_wal(".RECOVERYXLOG.tmp-0123456789abcdef"), Some(old));
-    write(&world.pg_wal(".RECOVERYXLOG.tmp-fedcba9876543210"), None);
-    write(&world.pg_wal("not-ours"), Some(old));
-    world.push(&name).await.unwrap();
-    assert!(!folder.exists());
-    assert_eq!(world.temporaries(), [".RECOVERYXLOG.tmp-fedcba9876543210"]);
-    assert!(world.pg_wal("not-ours").exists());
-}
-
-#[tokio::test]
-async fn a_key_that_does_not_open_it_is_no_absence() {
-    let mut world = World::in_memory().await;
-    let name = world.segment(3, MIB, "x");
-    world.push(&name).await.unwrap();
-    world.identity = AgeIdentity::generate();
-    assert_eq!(world.fetch(&name).await.unwrap_err().kind(), ErrorKind::Key);
 }
 
 #[tokio::test]
@@ -570,66 +394,4 @@ async fn a_name_tells_where_a_segment_lies() {
     let name: WalFile = segment(1, 4099, MIB, "").0.parse().unwrap();
     let WalFile::Segment(SegmentName { log, segment, .. }) = name else { panic!("{name}") };
     assert_eq!((log, segment), (1, 3));
-}
-
-/// Wraps all that `world` keeps for `recipient`, with its own identity.
-async fn rewrap_for(world: &World, recipient: &AgeIdentity) -> crate::repository::rewrap::Rewrapped {
-    let recipients: Vec<Arc<dyn crate::keys::Recipient>> = vec![Arc::new(recipient.recipients().remove(0))];
-    let options = RewrapOptions::new(recipients, vec![Arc::new(world.identity.clone())]);
-    rewrap(&world.repository, &[world.target()], &options, &Looked::default()).await.unwrap()
-}
-
-#[tokio::test]
-async fn files_of_one_data_key_need_one_rewrap_whatever_form_they_have() {
-    let mut world = World::in_memory().await;
-    let archiver = world.archiver(0);
-    let names = [world.segment(3, MIB, "one"), world.segment(4, MIB, "two"), world.segment(5, 32 * MIB, "large")];
-    for name in &names {
-        archiver.push(&world.pg_wal(name)).await.unwrap();
-    }
-    let (tail, bytes) = segment(1, 6, MIB, "tail");
-    let WalFile::Segment(tail) = tail.parse().unwrap() else { panic!() };
-    let piece = TailPiece { start: 0, end: 500_000, run: "0123456789abcdef".to_owned() };
-    archiver.store_piece(SYSTEM, tail, &piece, bytes[..500_000].to_vec().into()).await.unwrap();
-    assert!(world.objects().await.len() >= 4);
-    let before = world.objects().await;
-
-    let new = AgeIdentity::generate();
-    let done = rewrap_for(&world, &new).await;
-    assert_eq!((done.data_keys, done.census.problem_count, done.census.all().wal_files), (1, 0, 4));
-    let added: Vec<String> = world.objects().await.into_iter().filter(|name| !before.contains(name)).collect();
-    assert!(added.len() == 1 && added[0].starts_with("app/keys/"), "{added:?}");
-
-    world.identity = new;
-    for name in &names {
-        assert!(world.fetch(name).await.unwrap() == Some(fs::read(world.pg_wal(name)).unwrap()), "{name}");
-    }
-    let fetched = world.fetch(&tail.to_string()).await.unwrap().unwrap();
-    assert!(fetched[..500_000] == bytes[..500_000]);
-    world.identity = AgeIdentity::generate();
-    assert_eq!(world.fetch(&names[0]).await.unwrap_err().kind(), ErrorKind::Key);
-}
-
-#[tokio::test]
-async fn a_damaged_header_does_not_keep_the_other_files_of_its_data_key_from_being_rewrapped() {
-    let mut world = World::in_memory().await;
-    let archiver = world.archiver(0);
-    let names = [world.segment(3, MIB, "one"), world.segment(4, MIB, "two"), world.segment(5, MIB, "three")];
-    for name in &names {
-        archiver.push(&world.pg_wal(name)).await.unwrap();
-    }
-    // The first is looked at first: its header still can be read, and is not what was written.
-    let damaged = world.object(&names[0]);
-    let mut bytes = world.get(&damaged).await;
-    let at = bytes.windows(9).position(|window| window == b"stream_id").unwrap();
-    let digit = at + "stream_id\":\"".len();
-    bytes[digit] = if bytes[digit] == b'0' { b'1' } else { b'0' };
-    world.put(&damaged, bytes).await;
-    let new = AgeIdentity::generate();
-    assert_eq!(rewrap_for(&world, &new).await.data_keys, 1);
-    world.identity = new;
-    assert_eq!(world.fetch(&names[0]).await.unwrap_err().kind(), ErrorKind::Integrity);
-    for name in &names[1..] {
-        assert!(world.fetch(name).await.unwrap() == Some(fs::read(world.pg_wal(name)).unwrap()), "{name}");
-    }
 }
