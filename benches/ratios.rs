@@ -4,7 +4,7 @@
 //! cargo bench -p backup-benches --bench ratios [-- [--rounds N] [--mib N] [--only TEXT] [--check]]
 //! ```
 //!
-//! `--check` makes it fail when a ratio is below what DESIGN section 10 promises. Ratios are medians of those of the rounds; each is given
+//! `--check` makes it fail when a ratio is below what is `promised` below. Ratios are medians of those of the rounds; each is given
 //! twice, by the clock and by processor time, since only the latter means much where others use the machine.
 #![expect(clippy::print_stdout, reason = "a table is what this program is for")]
 

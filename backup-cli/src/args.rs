@@ -188,7 +188,7 @@ pub(crate) struct S3Flags {
     #[arg(long, global = true, value_name = "URL", value_hint = ValueHint::Url, hide_short_help = true)]
     pub(crate) s3_endpoint: Option<String>,
 
-    /// S3 region [env: AWS_REGION, AWS_DEFAULT_REGION] [default: us-east-1]
+    /// S3 region [env: AWS_REGION, AWS_DEFAULT_REGION] [default: the AWS profile's, or us-east-1]
     #[arg(long, global = true, value_name = "REGION", hide_short_help = true)]
     pub(crate) s3_region: Option<String>,
 

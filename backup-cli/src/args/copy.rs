@@ -17,11 +17,11 @@ pub(crate) struct CopyArgs {
     #[arg(value_name = "REF", conflicts_with = "target")]
     pub(crate) references: Vec<String>,
 
-    /// The repository to copy from [default: the configured one]
+    /// The repository to copy from, by its address or configured name [default: the configured one]
     #[arg(long, value_name = "URL")]
     pub(crate) from: Option<String>,
 
-    /// The repository to bring up to date
+    /// The repository to bring up to date, by its address or configured name
     #[arg(long, value_name = "URL")]
     pub(crate) to: String,
 

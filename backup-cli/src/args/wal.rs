@@ -25,7 +25,7 @@ pub(crate) struct WalArgs {
 pub(crate) enum WalAction {
     /// Archive a file of pg_wal: an archive_command
     #[command(after_help = "\
-Exit code 0 if and only if the file is durable in the repository; the same file again is 0, a different one of that name is not, and the \
+Exit code 0 if and only if the file is durable in every required repository; the same file again is 0, a different one of that name is not, and the \
 stored one stays. Every failure is between 1 and 125, so that PostgreSQL counts it and tries again.")]
     Push(PushArgs),
 
@@ -43,7 +43,7 @@ With --standby, 1 in the place of 200: a standby asks again.")]
 Examples:
   backup wal receive --target app --slot backup --create-slot 'host=db1 user=backup'
 
-The server is told that its WAL is flushed when it is durable in the repository, and keeps it for the slot until then. Runs until it \
+The server is told that its WAL is flushed when it is durable in every required repository, and keeps it for the slot until then. Runs until it \
 is interrupted, which is exit code 0; connects again by itself when the server, the network or the repository fails. CONNINFO is that of the \
 configured target unless it is given.")]
     Receive(ReceiveArgs),
