@@ -4,7 +4,7 @@
 
 use zstd::bulk;
 use zstd::zstd_safe;
-use zstd::zstd_safe::CParameter;
+use zstd::zstd_safe::{CParameter, Strategy};
 
 pub use crate::format::Codec;
 
@@ -71,12 +71,14 @@ pub enum Content {
 }
 
 impl Content {
-    /// Smaller tables of level 3 (not 2^17 and 2^16 entries) for frames of 1 MiB: they stay in a core's cache. See
-    /// `docs/decisions/0006-small-tables.md`.
-    fn level_default_tables(self) -> [CParameter; 2] {
+    /// Level 3 for frames of 1 MiB: tables that stay in a core's cache (libzstd's have 2^17 and 2^16 entries), and for pages one table is
+    /// enough. See `docs/decisions/0006-small-tables.md`.
+    fn level_default(self) -> &'static [CParameter] {
         match self {
-            Self::Any => [CParameter::HashLog(16), CParameter::ChainLog(14)],
-            Self::Pages => [CParameter::HashLog(14), CParameter::ChainLog(13)],
+            Self::Any => &[CParameter::HashLog(16), CParameter::ChainLog(14)],
+            Self::Pages => {
+                &[CParameter::Strategy(Strategy::ZSTD_fast), CParameter::HashLog(13), CParameter::MinMatch(5)]
+            }
         }
     }
 }
@@ -100,8 +102,8 @@ impl Compressor {
         let level = level.clamp(LEVEL_MIN, LEVEL_MAX);
         let mut context = bulk::Compressor::new(level).expect("levels within the bounds are accepted");
         if level == LEVEL_DEFAULT {
-            for table in content.level_default_tables() {
-                context.set_parameter(table).expect("table sizes within the bounds are accepted");
+            for parameter in content.level_default() {
+                context.set_parameter(*parameter).expect("parameters within the bounds are accepted");
             }
         }
         Self { context, level, content }
