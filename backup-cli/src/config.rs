@@ -30,7 +30,7 @@ mod targets;
 
 use file::ConfigFile;
 use keys::Keys;
-pub(crate) use repositories::RepositorySetting;
+pub(crate) use repositories::{RepositorySetting, StoreKind};
 use repositories::{RepositorySettings, Table};
 use retention::Retention;
 use stores::Http;
@@ -544,6 +544,14 @@ impl Origin {
     }
 }
 
+#[cfg(test)]
+impl Environment {
+    /// One that is made up.
+    pub(crate) fn of(variables: &[(&str, &str)]) -> Self {
+        Self(variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect())
+    }
+}
+
 impl Environment {
     /// That of this process, with the home directory from the user database where `HOME` is not set.
     pub(crate) fn of_process() -> Self {
@@ -563,6 +571,11 @@ impl Environment {
                 Ok(Some(value.to_owned()).filter(|v| !v.is_empty()))
             }
         }
+    }
+
+    /// Whether `name` is set, to whatever it may be.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.get(OsStr::new(name)).is_some_and(|value| !value.is_empty())
     }
 
     fn default_identity_file(&self) -> Result<Option<PathBuf>> {

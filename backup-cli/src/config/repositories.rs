@@ -26,6 +26,27 @@ pub(crate) struct RepositorySetting {
     pub(crate) capacity_warning: Setting<u8>,
 }
 
+/// In which kind of store a repository is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StoreKind {
+    Directory,
+    S3,
+    Azure,
+    Gcs,
+}
+
+impl RepositorySetting {
+    /// In which kind of store it is, by its address.
+    pub(crate) fn kind(&self) -> StoreKind {
+        match self.url.value.split_once("://") {
+            Some(("s3", _)) => StoreKind::S3,
+            Some(("az", _)) => StoreKind::Azure,
+            Some(("gs", _)) => StoreKind::Gcs,
+            _ => StoreKind::Directory,
+        }
+    }
+}
+
 /// Which repositories are used.
 #[derive(Debug, Default)]
 pub(crate) struct RepositorySettings {

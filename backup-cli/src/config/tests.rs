@@ -20,9 +20,8 @@ region = "eu-central-1"
 
 fn merged(arguments: &[&str], environment: &[(&str, &str)], file: &str) -> Result<Config> {
     let cli = Cli::try_parse_from(["backup"].iter().chain(arguments)).unwrap();
-    let environment = environment.iter().map(|(k, v)| (OsString::from(k), OsString::from(v))).collect();
     let file = ConfigFile::parse(Path::new("/etc/backup/backup.toml"), file.to_owned())?;
-    Config::merge(&cli.globals, &cli.command, &Environment(environment), Some(&file))
+    Config::merge(&cli.globals, &cli.command, &Environment::of(environment), Some(&file))
 }
 
 fn seen<T: Clone>(setting: Option<&Setting<T>>) -> Option<(T, String)> {
