@@ -259,17 +259,20 @@ impl Config {
 
 impl S3 {
     fn merge(layers: &Layers<'_>, flags: &S3Flags, table: Table<'_>) -> Result<Self> {
+        let profile = layers.in_table(table, |t| t.s3.profile.as_ref());
+        // Whose credentials are its own has the rest from there, too.
+        let env = |names: &'static [&'static str]| if profile.is_some() { &[][..] } else { names };
         Ok(Self {
             endpoint: layers.pick_of(
                 table,
-                &Names { flag: "--s3-endpoint", env: &["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"] },
+                &Names { flag: "--s3-endpoint", env: env(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]) },
                 flags.s3_endpoint.clone(),
                 text,
                 |t| t.s3.endpoint.as_ref(),
             )?,
             region: layers.pick_of(
                 table,
-                &Names { flag: "--s3-region", env: &["AWS_REGION", "AWS_DEFAULT_REGION"] },
+                &Names { flag: "--s3-region", env: env(&["AWS_REGION", "AWS_DEFAULT_REGION"]) },
                 flags.s3_region.clone(),
                 text,
                 |t| t.s3.region.as_ref(),
@@ -281,7 +284,7 @@ impl S3 {
                 |v| v.parse().map_err(|e| format!("{e}")),
                 |t| t.s3.path_style.as_ref(),
             )?,
-            profile: layers.in_table(table, |t| t.s3.profile.as_ref()),
+            profile,
             sse: layers.plain_of(table, "--sse", flags.sse.clone(), |t| t.s3.sse.as_ref())?,
             sse_kms_key_id: layers
                 .plain_of(table, "--sse-kms-key-id", flags.sse_kms_key_id.clone(), |t| t.s3.sse_kms_key_id.as_ref())?,
@@ -473,8 +476,7 @@ impl Layers<'_> {
     ) -> Result<Option<Setting<T>>> {
         let own = self.file.filter(|_| table.is_named()).and_then(|file| table.of(file));
         let names = match own {
-            // Whose credentials are its own has the rest from there, too.
-            Some(own) if own.s3.profile.is_some() || in_table(own).is_some() => &Names { flag: names.flag, env: &[] },
+            Some(own) if in_table(own).is_some() => &Names { flag: names.flag, env: &[] },
             _ => names,
         };
         self.pick(names, flag, parse, |file| in_table(table.of(file)?))
