@@ -49,11 +49,6 @@ impl Run {
         false
     }
 
-    /// Where the record goes, as far as that is known.
-    pub(crate) fn repositories(&self) -> &[Repository] {
-        &self.repositories
-    }
-
     /// Which backup it is about.
     pub(crate) fn about(&mut self, manifest: &Manifest) {
         // What does not parse was not proved, and a record of it would not be one either.

@@ -62,7 +62,7 @@ struct Listing<T> {
 pub(crate) async fn run(app: &App, args: &ListArgs) -> Result<Exit> {
     let target: Option<TargetName> = args.target.as_deref().map(str::parse).transpose()?;
     if args.usage {
-        return with_each(app, |repository| usage::run(app, args, repository, target.as_ref())).await;
+        return with_each(app, |repository, setting| usage::run(app, args, repository, setting, target.as_ref())).await;
     }
     let all = repositories(&app.config)?;
     if all.members().len() > 1 && !args.runs {

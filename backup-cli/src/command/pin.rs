@@ -52,7 +52,7 @@ pub(crate) async fn pin(app: &App, args: &PinArgs) -> Result<Exit> {
     if until.is_some_and(|until| until <= app.clock.now()) {
         return Err(Error::config("the pin would be over already").with_hint("--until is a time to come"));
     }
-    with_each(app, |repository| async move {
+    with_each(app, |repository, _| async move {
         let mut run = Run::new(app, "pin");
         let result = pin_in(app, args, until, &repository, &mut run).await;
         run.end(app, &result).await;
@@ -78,7 +78,7 @@ async fn pin_in(
 }
 
 pub(crate) async fn unpin(app: &App, args: &UnpinArgs) -> Result<Exit> {
-    with_each(app, |repository| async move {
+    with_each(app, |repository, _| async move {
         let mut run = Run::new(app, "unpin");
         let result = unpin_in(app, args, &repository, &mut run).await;
         run.end(app, &result).await;

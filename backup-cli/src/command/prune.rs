@@ -20,7 +20,7 @@ mod document;
 mod explain;
 
 pub(crate) async fn run(app: &App, args: &PruneArgs) -> Result<Exit> {
-    with_each(app, |repository| of_one(app, args, repository)).await
+    with_each(app, |repository, _| of_one(app, args, repository)).await
 }
 
 async fn of_one(app: &App, args: &PruneArgs, repository: Repository) -> Result<Exit> {

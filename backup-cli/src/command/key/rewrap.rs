@@ -34,7 +34,7 @@ struct Document<'a> {
 pub(super) async fn run(app: &App, args: &RewrapArgs) -> Result<Exit> {
     let recipients = Recipients::load(&app.config).await?.at(app.clock.now())?;
     let identities = keys::identities(&app.config).await?;
-    with_each(app, |repository| in_one(app, args, repository, recipients.clone(), identities.clone())).await
+    with_each(app, |repository, _| in_one(app, args, repository, recipients.clone(), identities.clone())).await
 }
 
 async fn in_one(
