@@ -109,7 +109,7 @@ impl RepositorySettings {
                         required: true,
                         stores: Stores::merge(layers, globals, Table::Only)?,
                         capacity: layers.in_table(Table::Only, |t| t.capacity.as_ref()),
-                        capacity_warning: capacity_warning(layers, Table::Only),
+                        capacity_warning: capacity_warning(layers, Table::Only)?,
                     })),
                 })
                 .collect::<Result<Vec<_>>>()?,
@@ -175,13 +175,18 @@ fn from_table(layers: &Layers<'_>, globals: &Globals, table: Table<'_>) -> Resul
         required: values.required.as_ref().is_none_or(|required| *required.as_ref()),
         stores: Stores::merge(layers, globals, table)?,
         capacity: layers.in_table(table, |t| t.capacity.as_ref()),
-        capacity_warning: capacity_warning(layers, table),
+        capacity_warning: capacity_warning(layers, table)?,
     }))
 }
 
-fn capacity_warning(layers: &Layers<'_>, table: Table<'_>) -> Setting<u8> {
-    let warning = layers.in_table(table, |t| t.capacity_warning.as_ref());
-    warning.unwrap_or(Setting { value: CAPACITY_WARNING, origin: Origin::Default })
+fn capacity_warning(layers: &Layers<'_>, table: Table<'_>) -> Result<Setting<u8>> {
+    match layers.in_table(table, |t| t.capacity_warning.as_ref()) {
+        Some(Setting { value, origin }) if value > 100 => {
+            Err(Error::config(format!("{origin}: capacity_warning is per cent, and {value} are more than all")))
+        }
+        Some(warning) => Ok(warning),
+        None => Ok(Setting { value: CAPACITY_WARNING, origin: Origin::Default }),
+    }
 }
 
 /// Whether a repository's address is a path, and no URL, nor one with a slip in it.
