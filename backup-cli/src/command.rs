@@ -46,11 +46,11 @@ pub(crate) async fn run(app: &App, command: &Command) -> Result<Exit> {
         Command::Restore(args) => restore::run(app, args).await,
         Command::Verify(args) => verify::run(app, args).await,
         Command::Copy(args) => copy::run(app, args).await,
-        Command::Prune(args) => or_cancelled(app, prune::run(app, args)).await,
+        Command::Prune(args) => prune::run(app, args).await,
         Command::Pin(args) => or_cancelled(app, pin::pin(app, args)).await,
         Command::Unpin(args) => or_cancelled(app, pin::unpin(app, args)).await,
         Command::Wal(args) => wal::run(app, &args.action).await,
-        Command::Key(args) => or_cancelled(app, key::run(app, &args.action)).await,
+        Command::Key(args) => key::run(app, &args.action).await,
         Command::Config(args) => or_cancelled(app, config::run(app, &args.action)).await,
         // Needs no configuration, so it never comes here.
         Command::Generate(args) => generate::run(args, &app.output),

@@ -245,7 +245,7 @@ impl Config {
 
     /// The repository of this name in the file, or else at this address, which is named by `flag`.
     pub(crate) fn repository_at(&self, given: &str, flag: &'static str) -> RepositorySetting {
-        let named = self.repositories.named.iter().find(|repository| repository.name.as_deref() == Some(given));
+        let named = self.repositories.of_file.iter().find(|repository| repository.name.as_deref() == Some(given));
         named.cloned().unwrap_or_else(|| RepositorySetting {
             name: None,
             url: Setting { value: given.to_owned(), origin: Origin::Flag { name: flag } },

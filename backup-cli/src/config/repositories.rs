@@ -53,8 +53,8 @@ pub(crate) struct RepositorySettings {
     /// Names and addresses as they were given, not in the file.
     pub(crate) chosen: Option<Setting<Vec<String>>>,
     pub(crate) all: Vec<RepositorySetting>,
-    /// Those of the file that have a name, chosen or not.
-    pub(crate) named: Vec<RepositorySetting>,
+    /// Those of the file, chosen or not.
+    pub(crate) of_file: Vec<RepositorySetting>,
 }
 
 /// The table of a repository.
@@ -94,31 +94,31 @@ impl RepositorySettings {
         let flags = Some(globals.repo.clone()).filter(|given| !given.is_empty());
         let chosen = layers.pick(&names, flags, list, |_| None)?;
         let tables = layers.file.map_or_else(|| Ok(Vec::new()), tables)?;
-        let named: Vec<RepositorySetting> = tables
-            .iter()
-            .filter_map(|name| from_table(layers, globals, Table::Named(name)).transpose())
+        let tables = match &tables[..] {
+            [] => vec![Table::Only],
+            names => names.iter().map(|name| Table::Named(name)).collect(),
+        };
+        let of_file: Vec<RepositorySetting> = tables
+            .into_iter()
+            .filter_map(|table| from_table(layers, globals, table).transpose())
             .collect::<Result<_>>()?;
         let mut all = match &chosen {
             Some(Setting { value, origin }) => value
                 .iter()
-                .map(|given| match named.iter().find(|known| known.name.as_ref() == Some(given)) {
-                    Some(known) => Ok(Some(known.clone())),
-                    None => Ok(Some(RepositorySetting {
+                .map(|given| match of_file.iter().find(|known| known.name.as_ref() == Some(given)) {
+                    Some(known) => Ok(known.clone()),
+                    None => Ok(RepositorySetting {
                         name: None,
                         url: Setting { value: given.clone(), origin: origin.clone() },
                         required: true,
                         stores: Stores::merge(layers, globals, Table::Only)?,
                         capacity: layers.in_table(Table::Only, |t| t.capacity.as_ref()),
                         capacity_warning: capacity_warning(layers, Table::Only)?,
-                    })),
+                    }),
                 })
                 .collect::<Result<Vec<_>>>()?,
-            None if tables.is_empty() => vec![from_table(layers, globals, Table::Only)?],
-            None => named.iter().cloned().map(Some).collect(),
-        }
-        .into_iter()
-        .flatten()
-        .collect::<Vec<_>>();
+            None => of_file.clone(),
+        };
         if !all.is_empty() && !all.iter().any(|repository| repository.required) {
             match (&chosen, layers.file) {
                 // Whoever names it wants it.
@@ -129,7 +129,7 @@ impl RepositorySettings {
                 }
             }
         }
-        Ok(Self { chosen, all, named })
+        Ok(Self { chosen, all, of_file })
     }
 }
 
