@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use backup_core::format::Manifest;
-use backup_core::repository::Repository;
+use backup_core::format::{Manifest, RecipientName};
 use backup_core::repository::runs::{RunOutcome, RunRecord, Who};
+use backup_core::repository::{Repositories, Repository};
 use backup_core::{ErrorKind, Result};
 use nix::unistd::{User, geteuid, gethostname};
 
+use crate::command::or_cancelled;
 use crate::exit::Exit;
 use crate::{App, keys, report};
 
@@ -34,24 +35,26 @@ impl Run {
         self.repositories.push(repository.clone());
     }
 
-    /// Where the record goes, if that can be found out: for what is done without a repository. Whether it was.
-    pub(crate) async fn look_for(&mut self, app: &App, repository: impl Future<Output = Result<Repository>>) -> bool {
-        match tokio::time::timeout(DEADLINE, repository).await {
-            Ok(Ok(repository)) => {
-                self.repositories.push(repository);
-                return true;
+    /// Where the record goes, as far as that can be found out: for what is done without a repository. Whether it goes anywhere.
+    pub(crate) async fn look_for(&mut self, app: &App, repositories: &Repositories) -> bool {
+        let opening = repositories.members().iter().map(|member| async move {
+            match tokio::time::timeout(DEADLINE, member.open()).await {
+                Ok(Ok(repository)) => Ok(repository.clone()),
+                Ok(Err(e)) => Err((e.kind() == ErrorKind::NotFound, report::in_one_line(&e))),
+                Err(_) => Err((false, format!("{member} takes too long"))),
             }
-            // Keys are made before it is.
-            Ok(Err(e)) if e.kind() == ErrorKind::NotFound => {}
-            Ok(Err(e)) => not_recorded(app, &report::in_one_line(&e)),
-            Err(_) => not_recorded(app, "the repository takes too long"),
+        });
+        let opened = futures::future::join_all(opening).await;
+        // Keys are made before there is any.
+        let is_none_made = opened.iter().all(|opened| matches!(opened, Err((true, _))));
+        for opened in opened {
+            match opened {
+                Ok(repository) => self.repositories.push(repository),
+                Err((_, why)) if !is_none_made => not_recorded(app, &why),
+                Err(_) => {}
+            }
         }
-        false
-    }
-
-    /// Where the record goes, as far as that is known.
-    pub(crate) fn repositories(&self) -> &[Repository] {
-        &self.repositories
+        !self.repositories.is_empty()
     }
 
     /// Which backup it is about.
@@ -64,8 +67,20 @@ impl Run {
 
     /// Records that data is about to be opened, with the keys at hand.
     pub(crate) async fn begin(&mut self, app: &App) {
-        self.record.identities = keys::identity_names(&app.config);
+        self.begin_with(app, keys::identity_names(&app.config)).await;
+    }
+
+    /// The same where these keys have been read already.
+    pub(crate) async fn begin_with(&mut self, app: &App, identities: Vec<RecipientName>) {
+        self.record.identities = identities;
         self.write(app).await;
+    }
+
+    /// Does `work`, which ends where it is when this program is told to stop, and records how it ended.
+    pub(crate) async fn through(self, app: &App, work: impl Future<Output = Result<Exit>>) -> Result<Exit> {
+        let result = or_cancelled(app, work).await;
+        self.end(app, &result).await;
+        result
     }
 
     /// Records how it ended.
@@ -97,7 +112,8 @@ impl Run {
     }
 }
 
-fn not_recorded(app: &App, why: &str) {
+/// Says that there is no record.
+pub(crate) fn not_recorded(app: &App, why: &str) {
     app.output.warning(format!("this run is not recorded: {why}"));
 }
 

@@ -46,11 +46,11 @@ pub(crate) async fn run(app: &App, command: &Command) -> Result<Exit> {
         Command::Restore(args) => restore::run(app, args).await,
         Command::Verify(args) => verify::run(app, args).await,
         Command::Copy(args) => copy::run(app, args).await,
-        Command::Prune(args) => or_cancelled(app, prune::run(app, args)).await,
-        Command::Pin(args) => or_cancelled(app, pin::pin(app, args)).await,
-        Command::Unpin(args) => or_cancelled(app, pin::unpin(app, args)).await,
+        Command::Prune(args) => prune::run(app, args).await,
+        Command::Pin(args) => pin::pin(app, args).await,
+        Command::Unpin(args) => pin::unpin(app, args).await,
         Command::Wal(args) => wal::run(app, &args.action).await,
-        Command::Key(args) => or_cancelled(app, key::run(app, &args.action)).await,
+        Command::Key(args) => key::run(app, &args.action).await,
         Command::Config(args) => or_cancelled(app, config::run(app, &args.action)).await,
         // Needs no configuration, so it never comes here.
         Command::Generate(args) => generate::run(args, &app.output),
@@ -58,7 +58,7 @@ pub(crate) async fn run(app: &App, command: &Command) -> Result<Exit> {
 }
 
 /// For work that needs no cleaning up: it ends where it is.
-async fn or_cancelled<T>(app: &App, work: impl Future<Output = Result<T>>) -> Result<T> {
+pub(crate) async fn or_cancelled<T>(app: &App, work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::select! {
         result = work => result,
         () = app.cancel.cancelled() => Err(Error::cancelled(Stage::Setup)),
@@ -88,14 +88,6 @@ pub(crate) fn location(config: &Config, repository: &RepositorySetting) -> Resul
         .with_azure_options(stores::azure_options(&repository.stores.azure))
         .with_gcs_options(stores::gcs_options(&repository.stores.gcs))
         .trusting(signing::trusted_signers(config)?))
-}
-
-/// What is configured of a repository that is open.
-fn setting_of<'a>(config: &'a Config, repository: &Repository) -> Option<&'a RepositorySetting> {
-    let is_it = |setting: &&RepositorySetting| {
-        location(config, setting).is_ok_and(|location| location.to_string() == repository.name())
-    };
-    config.repositories.all.iter().find(is_it)
 }
 
 /// All repositories, none of them open yet.
@@ -130,23 +122,25 @@ pub(crate) async fn to_look_at(app: &App) -> Result<Repository> {
     repositories(&app.config)?.first(&told).await
 }
 
-/// Does `work` with each repository, one after the other. That one fails does not keep the others from their turn; how it ends is told by the first
-/// failure, else by the worst that was found.
-pub(crate) async fn with_each<F>(app: &App, work: impl Fn(Repository) -> F + Send + Sync) -> Result<Exit>
+/// Does `work` with each repository and what is configured of it, one after the other. That one fails does not keep the others from their turn; the
+/// end is the [worst](Exit::or_worse) that any of them came to.
+pub(crate) async fn with_each<'a, F>(
+    app: &'a App,
+    work: impl Fn(Repository, &'a RepositorySetting) -> F + Send + Sync,
+) -> Result<Exit>
 where
     F: Future<Output = Result<Exit>> + Send,
 {
-    let repositories = repositories(&app.config)?;
-    let several = repositories.members().len() > 1;
+    let (repositories, settings) = (repositories(&app.config)?, app.config.repositories()?);
+    let several = settings.len() > 1;
     let (mut exit, mut failures) = (Exit::Done, Vec::new());
-    for member in repositories.members() {
+    for (member, setting) in repositories.members().iter().zip(settings) {
         if several {
             app.output.note(format!("repository {member}:"));
         }
-        let done = async { work(member.open().await?.clone()).await };
+        let done = async { work(or_cancelled(app, member.open()).await?.clone(), setting).await };
         match done.await {
-            Ok(Exit::Done) => {}
-            Ok(other) => exit = other,
+            Ok(of_one) => exit = exit.or_worse(of_one),
             Err(error) if several && error.kind() != ErrorKind::Cancelled => {
                 report::error(&error);
                 failures.push((member.name().to_owned(), error));
@@ -154,11 +148,24 @@ where
             Err(error) => return Err(error),
         }
     }
-    let Some((_, first)) = failures.first() else { return Ok(exit) };
+    let Some(failed) = all_failures(settings.len(), failures) else { return Ok(exit) };
+    if exit.or_worse(failed.kind().into()) == exit {
+        app.output.note(failed.to_string());
+        return Ok(exit);
+    }
+    Err(failed)
+}
+
+/// The failures of some of `all` repositories in one, of the kind of the worst.
+fn all_failures(all: usize, failures: Vec<(String, Error)>) -> Option<Error> {
     let names: Vec<&str> = failures.iter().map(|(name, _)| name.as_str()).collect();
-    let message =
-        format!("{} of {} repositories failed: {}", names.len(), repositories.members().len(), names.join(", "));
-    Err(Error::new(first.kind(), first.stage(), message))
+    let message = format!("{} of {all} repositories failed: {}", names.len(), names.join(", "));
+    let errors = failures.into_iter().map(|(_, error)| error);
+    let worst = errors.reduce(|worst, error| {
+        let (known, new) = (Exit::from(worst.kind()), Exit::from(error.kind()));
+        if known.or_worse(new) == known { worst } else { error }
+    })?;
+    Some(Error::new(worst.kind(), worst.stage(), message))
 }
 
 /// The backup that a person means, if it is not too old, and whether others had to be passed over for it, which is told.
@@ -234,4 +241,22 @@ pub(crate) fn told(output: &Output, warnings: &Warnings) -> WarningCallback {
         output.warning(&text);
         warnings.push(text);
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_failures_the_worst_is_told_with_the_names_of_all() {
+        let kinds = [("a", ErrorKind::NotFound), ("b", ErrorKind::Integrity), ("c", ErrorKind::Unavailable)];
+        let failures =
+            kinds.map(|(name, kind)| (name.to_owned(), Error::new(kind, Stage::Catalog, "something happened")));
+        let told = all_failures(4, failures.into()).unwrap();
+        assert_eq!(
+            (told.kind(), told.to_string().as_str()),
+            (ErrorKind::Integrity, "3 of 4 repositories failed: a, b, c")
+        );
+        assert!(all_failures(4, Vec::new()).is_none());
+    }
 }

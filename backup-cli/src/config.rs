@@ -30,7 +30,7 @@ mod targets;
 
 use file::ConfigFile;
 use keys::Keys;
-pub(crate) use repositories::RepositorySetting;
+pub(crate) use repositories::{RepositorySetting, StoreKind};
 use repositories::{RepositorySettings, Table};
 use retention::Retention;
 use stores::Http;
@@ -245,7 +245,7 @@ impl Config {
 
     /// The repository of this name in the file, or else at this address, which is named by `flag`.
     pub(crate) fn repository_at(&self, given: &str, flag: &'static str) -> RepositorySetting {
-        let named = self.repositories.named.iter().find(|repository| repository.name.as_deref() == Some(given));
+        let named = self.repositories.of_file.iter().find(|repository| repository.name.as_deref() == Some(given));
         named.cloned().unwrap_or_else(|| RepositorySetting {
             name: None,
             url: Setting { value: given.to_owned(), origin: Origin::Flag { name: flag } },
@@ -259,17 +259,20 @@ impl Config {
 
 impl S3 {
     fn merge(layers: &Layers<'_>, flags: &S3Flags, table: Table<'_>) -> Result<Self> {
+        let profile = layers.in_table(table, |t| t.s3.profile.as_ref());
+        // Whose credentials are its own has the rest from there, too.
+        let env = |names: &'static [&'static str]| if profile.is_some() { &[][..] } else { names };
         Ok(Self {
             endpoint: layers.pick_of(
                 table,
-                &Names { flag: "--s3-endpoint", env: &["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"] },
+                &Names { flag: "--s3-endpoint", env: env(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]) },
                 flags.s3_endpoint.clone(),
                 text,
                 |t| t.s3.endpoint.as_ref(),
             )?,
             region: layers.pick_of(
                 table,
-                &Names { flag: "--s3-region", env: &["AWS_REGION", "AWS_DEFAULT_REGION"] },
+                &Names { flag: "--s3-region", env: env(&["AWS_REGION", "AWS_DEFAULT_REGION"]) },
                 flags.s3_region.clone(),
                 text,
                 |t| t.s3.region.as_ref(),
@@ -281,7 +284,7 @@ impl S3 {
                 |v| v.parse().map_err(|e| format!("{e}")),
                 |t| t.s3.path_style.as_ref(),
             )?,
-            profile: layers.in_table(table, |t| t.s3.profile.as_ref()),
+            profile,
             sse: layers.plain_of(table, "--sse", flags.sse.clone(), |t| t.s3.sse.as_ref())?,
             sse_kms_key_id: layers
                 .plain_of(table, "--sse-kms-key-id", flags.sse_kms_key_id.clone(), |t| t.s3.sse_kms_key_id.as_ref())?,
@@ -473,8 +476,7 @@ impl Layers<'_> {
     ) -> Result<Option<Setting<T>>> {
         let own = self.file.filter(|_| table.is_named()).and_then(|file| table.of(file));
         let names = match own {
-            // Whose credentials are its own has the rest from there, too.
-            Some(own) if own.s3.profile.is_some() || in_table(own).is_some() => &Names { flag: names.flag, env: &[] },
+            Some(own) if in_table(own).is_some() => &Names { flag: names.flag, env: &[] },
             _ => names,
         };
         self.pick(names, flag, parse, |file| in_table(table.of(file)?))
@@ -544,6 +546,14 @@ impl Origin {
     }
 }
 
+#[cfg(test)]
+impl Environment {
+    /// One that is made up.
+    pub(crate) fn of(variables: &[(&str, &str)]) -> Self {
+        Self(variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect())
+    }
+}
+
 impl Environment {
     /// That of this process, with the home directory from the user database where `HOME` is not set.
     pub(crate) fn of_process() -> Self {
@@ -563,6 +573,11 @@ impl Environment {
                 Ok(Some(value.to_owned()).filter(|v| !v.is_empty()))
             }
         }
+    }
+
+    /// Whether `name` is set, to whatever it may be.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.get(OsStr::new(name)).is_some_and(|value| !value.is_empty())
     }
 
     fn default_identity_file(&self) -> Result<Option<PathBuf>> {

@@ -33,6 +33,28 @@ pub(crate) enum Exit {
     Told = 255,
 }
 
+impl Exit {
+    /// The worse of two ends, where several things were done: what somebody must look at first. Damage comes before a missing key, that before a store
+    /// that failed, and so on; the least of all that is not well is a warning.
+    pub(crate) fn or_worse(self, other: Self) -> Self {
+        if other.severity() > self.severity() { other } else { self }
+    }
+
+    fn severity(self) -> u8 {
+        match self {
+            Self::Done | Self::Told => 0,
+            Self::Warnings => 1,
+            Self::Failed => 2,
+            Self::Usage => 3,
+            Self::NotFound | Self::Absent => 4,
+            Self::Storage => 5,
+            Self::Key => 6,
+            Self::Integrity => 7,
+            Self::Interrupted => 8,
+        }
+    }
+}
+
 /// What an exit code means to whoever started this program. PostgreSQL has a mind of its own about those of its commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Law {
@@ -172,6 +194,18 @@ mod tests {
             "backup save app -- wal fetch",
         ] {
             assert_eq!(law(line), Law::Ours, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_worst_of_several_ends_is_told_whichever_came_last() {
+        let order = [0, 3, 1, 2, 10, 11, 12, 13, 130];
+        let of_code = |code: u8| ALL.into_iter().find(|exit| *exit as u8 == code).unwrap();
+        for (i, worse) in order.into_iter().enumerate() {
+            for better in &order[..i] {
+                let (better, worse) = (of_code(*better), of_code(worse));
+                assert_eq!((better.or_worse(worse), worse.or_worse(better)), (worse, worse));
+            }
         }
     }
 

@@ -246,18 +246,30 @@ fn each<T>(setting: Option<&Setting<Vec<String>>>, parse: impl Fn(&str) -> Resul
 
 /// With what to open; at least one. Where an absent identity has to be an error before anything is looked for.
 pub(crate) async fn identities(config: &Config) -> Result<Vec<Arc<dyn Identity>>> {
-    let identities = identities_at_hand(config).await?;
+    named_identities(config).await.map(|(identities, _)| identities)
+}
+
+/// The same, and their public halves, for a record. All is read once: a file may be a pipe, and a command may ask a person.
+pub(crate) async fn named_identities(config: &Config) -> Result<(Vec<Arc<dyn Identity>>, Vec<RecipientName>)> {
+    let in_files = age_identities(config)?;
+    let names = names_of(config, &in_files);
+    let identities = with_others(config, in_files).await?;
     if identities.is_empty() {
         let hint = "give the identity file with --identity-file or BACKUP_IDENTITY_FILE, another key with --identity, or a passphrase with --passphrase-file";
         return Err(key_error("no identity to open the backup with").with_hint(hint));
     }
-    Ok(identities)
+    Ok((identities, names))
 }
 
 /// With what to open backups, first what needs no network; may be none. Opening a backup with none says who could.
 pub(crate) async fn identities_at_hand(config: &Config) -> Result<Vec<Arc<dyn Identity>>> {
+    with_others(config, age_identities(config)?).await
+}
+
+/// Those in files, and what else is configured.
+async fn with_others(config: &Config, in_files: Vec<AgeIdentity>) -> Result<Vec<Arc<dyn Identity>>> {
     let mut identities: Vec<Arc<dyn Identity>> = Vec::new();
-    for identity in age_identities(config)? {
+    for identity in in_files {
         identities.push(Arc::new(identity));
     }
     if let Some(setting) = &config.passphrase {
@@ -270,8 +282,12 @@ pub(crate) async fn identities_at_hand(config: &Config) -> Result<Vec<Arc<dyn Id
 /// The keys to open backups with, by their public halves. Asks for no passphrase; a file that cannot be read is passed over, for whoever needs it
 /// says so.
 pub(crate) fn identity_names(config: &Config) -> Vec<RecipientName> {
-    let identities = age_identities(config).unwrap_or_default();
-    let recipients = identities.iter().flat_map(AgeIdentity::recipients);
+    names_of(config, &age_identities(config).unwrap_or_default())
+}
+
+/// The public halves of those in files, and of what else is configured.
+fn names_of(config: &Config, in_files: &[AgeIdentity]) -> Vec<RecipientName> {
+    let recipients = in_files.iter().flat_map(AgeIdentity::recipients);
     let mut names: Vec<RecipientName> = recipients.map(|recipient| named(&recipient)).collect();
     let elsewhere = each_recipient(config, config.identities.as_ref()).unwrap_or_default();
     names.extend(elsewhere.iter().map(|one| named(&**one)));

@@ -364,14 +364,30 @@ fn config_show_says_where_each_value_came_from() {
         "level = 9\nmemory = \"64MiB\"\n[repository.s3]\nregion = \"eu\"\n",
     )
     .unwrap();
-    let shown = user.run(&["config", "show", "--workers", "2"]);
+    let shown = user.run(&["config", "show", "--workers", "2", "--repo", "s3://backups/prod"]);
     assert_eq!(shown.code, 0);
     // Columns are as wide as the name of the temporary directory.
     let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
     let lines: Vec<String> = shown.stderr.lines().chain(shown.stdout.lines()).map(words).collect();
     insta::assert_snapshot!(lines.join("\n"));
-    insta::assert_snapshot!(user.run(&["config", "show", "--json"]).stdout);
+    insta::assert_snapshot!(user.run(&["config", "show", "--json", "--repo", "s3://backups/prod"]).stdout);
     assert_eq!(user.run(&["config", "check"]).code, 0);
+}
+
+#[test]
+fn config_show_tells_of_each_repository_that_is_used_and_of_its_kind_of_store() {
+    let user = User::new();
+    let text = "[repositories.here]\nurl = \"/srv\"\n[repositories.far]\nurl = \"s3://backups/far\"\n[repositories.far.s3]\n\
+                profile = \"dr\"\nregion = \"eu\"\n[repositories.azure]\nurl = \"az://backups\"\ncapacity_warning = 90\n\
+                [repositories.unused]\nurl = \"gs://backups\"\n";
+    std::fs::write(user.path().join("backup.toml"), text).unwrap();
+    let shown = user.run(&["config", "show", "--repo", "here", "--repo", "far", "--repo", "azure"]);
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let lines: Vec<String> = shown.stdout.lines().filter(|line| line.starts_with("repositor")).map(words).collect();
+    insta::assert_snapshot!(lines.join("\n"));
+    std::fs::write(user.path().join("backup.toml"), text.replace("90", "101")).unwrap();
+    let refused = user.run(&["config", "check"]);
+    assert!(refused.code == 2 && refused.stderr.contains(":10: capacity_warning"), "{}", refused.stderr);
 }
 
 #[test]

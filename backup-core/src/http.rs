@@ -23,6 +23,10 @@ use url::Url;
 
 use crate::error::{Error, Result};
 
+mod near;
+
+use near::is_near;
+
 const USER_AGENT: &str = concat!("backup/", env!("CARGO_PKG_VERSION"));
 /// An endpoint that answers takes milliseconds to connect to; a dead one is retried within [`RETRY_TIMEOUT`].
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,9 +39,12 @@ const METADATA_READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// No retry is begun after this time: a restarting store is waited for, and a dead endpoint is reported within 45 s. Their number
 /// does not matter: ten, the default, can be over within 3 s.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Where the environment names a proxy.
+const PROXIES: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
 
 /// How stores and key services are reached over HTTP. The default is what most need: TLS 1.3, the certificates that the system trusts, and
-/// the proxy that the environment names (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, but for what `NO_PROXY` lists).
+/// the proxy that the environment names (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, but for what `NO_PROXY` lists). What is on this host or on the link
+/// next to it, as the services are that hand out a machine's or a container's credentials, is never asked by way of a proxy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HttpOptions {
     /// The least version of TLS that is spoken.
@@ -115,8 +122,16 @@ impl Connector {
         Ok(Self { tls_min: options.ssl_min_protocol_version, certificates, proxy })
     }
 
-    /// A client of which all but timeouts is set.
-    pub(crate) fn builder(&self) -> Result<ClientBuilder, reqwest::Error> {
+    /// Clients of which `set` sets the rest: timeouts, whom to follow.
+    pub(crate) fn clients(&self, set: impl Fn(ClientBuilder) -> ClientBuilder) -> Result<Clients, reqwest::Error> {
+        let usual = set(self.builder()?).build()?;
+        let named_by = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let has_proxy = self.proxy.is_some() || PROXIES.iter().any(named_by);
+        let direct = if has_proxy { set(self.builder()?).no_proxy().build()? } else { usual.clone() };
+        Ok(Clients { usual, direct })
+    }
+
+    fn builder(&self) -> Result<ClientBuilder, reqwest::Error> {
         let mut builder = Client::builder()
             .user_agent(USER_AGENT)
             .tls_version_min(match self.tls_min {
@@ -135,24 +150,45 @@ impl Connector {
         Ok(builder)
     }
 
-    fn client(&self, options: &ClientOptions) -> Result<Client, reqwest::Error> {
-        // HTTP/2 would put all parts on one connection. What is left of the options says for whom a client is built.
-        let builder = self.builder()?.http1_only().https_only(!allows_http(options));
+    /// What is left of the options says for whom they are.
+    fn clients_for(&self, options: &ClientOptions) -> Result<Clients, reqwest::Error> {
+        // HTTP/2 would put all parts on one connection.
+        let set = |builder: ClientBuilder| builder.http1_only().https_only(!allows_http(options));
         if is_for_metadata(options) {
-            // Nobody but this host can reach it.
-            let builder = builder.no_proxy();
-            return builder.connect_timeout(METADATA_CONNECT_TIMEOUT).read_timeout(METADATA_READ_TIMEOUT).build();
+            // Nobody but this host can reach it, whatever it is called.
+            return self.clients(|builder| {
+                set(builder).no_proxy().connect_timeout(METADATA_CONNECT_TIMEOUT).read_timeout(METADATA_READ_TIMEOUT)
+            });
         }
-        let spread = Spread(AtomicUsize::new(usize::from(std::process::id() as u16)));
-        builder.connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT).dns_resolver(Arc::new(spread)).build()
+        let spread = Arc::new(Spread(AtomicUsize::new(usize::from(std::process::id() as u16))));
+        self.clients(|builder| {
+            set(builder)
+                .connect_timeout(CONNECT_TIMEOUT)
+                .read_timeout(READ_TIMEOUT)
+                .dns_resolver(Arc::clone(&spread) as Arc<dyn Resolve>)
+        })
+    }
+}
+
+/// Clients that differ in nothing but that one knows no proxy.
+#[derive(Debug, Clone)]
+pub(crate) struct Clients {
+    usual: Client,
+    direct: Client,
+}
+
+impl Clients {
+    /// The one that may ask `host`, a name or an address.
+    pub(crate) fn to(&self, host: &str) -> &Client {
+        if is_near(host) { &self.direct } else { &self.usual }
     }
 }
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let client = self.client(options);
-        let client = client.map_err(|e| object_store::Error::Generic { store: "HTTP", source: Box::new(e) })?;
-        Ok(HttpClient::new(Service(client)))
+        let clients = self.clients_for(options);
+        let clients = clients.map_err(|e| object_store::Error::Generic { store: "HTTP", source: Box::new(e) })?;
+        Ok(HttpClient::new(Service(clients)))
     }
 }
 
@@ -228,7 +264,7 @@ impl Resolve for Spread {
 }
 
 #[derive(Debug)]
-struct Service(Client);
+struct Service(Clients);
 
 /// The method is that of the trait, spelled as its `async_trait` has it.
 impl HttpService for Service {
@@ -237,7 +273,8 @@ impl HttpService for Service {
         'a: 'f,
     {
         Box::pin(async move {
-            let answer = HttpService::call(&self.0, request).await;
+            let client = self.0.to(request.uri().host().unwrap_or_default());
+            let answer = HttpService::call(client, request).await;
             // Who does not speak the same TLS today will not in a moment either: this kind is not tried again.
             answer.map_err(|e| if tls_failure(&e).is_some() { HttpError::new(HttpErrorKind::Unknown, e) } else { e })
         })

@@ -258,7 +258,8 @@ struct Metadata {
 }
 
 impl Metadata {
-    fn answering(body: &'static str) -> Self {
+    fn answering(body: impl Into<String>) -> Self {
+        let body = body.into();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let asked = Arc::<Mutex<Vec<String>>>::default();
@@ -316,4 +317,32 @@ fn a_machine_s_own_identity_is_asked_for_and_never_by_way_of_a_proxy() {
     let asked = azure.take_asked();
     assert!(!asked.is_empty() && asked[0].contains("/msi/token?"), "{asked:?}");
     assert!(asked[0].contains("x-identity-header: a-secret-of-this-machine"), "{asked:?}");
+}
+
+#[test]
+fn a_container_s_credentials_are_asked_for_and_never_by_way_of_a_proxy() {
+    let server = S3::start();
+    let mut host = Host::new(BACKUP);
+    server.serve(&mut host);
+    host.unset("AWS_ACCESS_KEY_ID");
+    host.unset("AWS_SECRET_ACCESS_KEY");
+    let (key, secret) = (s3::ACCESS_KEY, s3::SECRET_KEY);
+    let agent = Metadata::answering(format!(
+        r#"{{"AccessKeyId": "{key}", "SecretAccessKey": "{secret}", "Token": "of-the-role", "Expiration": "2099-01-01T00:00:00Z"}}"#
+    ));
+    host.set("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("http://{}/v1/credentials", agent.address));
+    host.set("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", host.write("token", "of-this-pod"));
+    // No name server knows this domain; the server is its proxy, and would be the agent's.
+    host.set("http_proxy", server.endpoint());
+    host.set("AWS_ENDPOINT_URL", format!("http://{}", s3::DOMAIN));
+    for command in [&["init"][..], &["list", "--proxy", &server.endpoint()]] {
+        host.backup(command).run().succeeded();
+        let asked = agent.take_asked();
+        assert!(asked.len() == 1 && asked[0].starts_with("GET /v1/credentials "), "{asked:?}");
+        assert!(asked[0].to_ascii_lowercase().contains("authorization: of-this-pod"), "{asked:?}");
+        let seen = server.take_requests();
+        assert!(!seen.is_empty() && seen.iter().all(|request| request.headers["host"] == s3::DOMAIN), "{seen:?}");
+        assert!(seen.iter().all(|request| header(request, "x-amz-security-token") == Some("of-the-role")), "{seen:?}");
+    }
+    host.save("app", "by the role of a container");
 }

@@ -15,6 +15,7 @@ mod iam;
 mod keys;
 mod local_backup;
 mod output;
+mod pins;
 mod postgres;
 mod receive;
 mod recovery;

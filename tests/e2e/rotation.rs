@@ -3,6 +3,7 @@
 mod edited;
 mod recorded;
 mod retired;
+mod several;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -42,6 +43,13 @@ impl Office {
     fn generate(&self, name: &str) -> String {
         let made = self.host.backup(["key", "generate"]).args([self.identity(name)]).run().succeeded();
         made.text().trim_end().to_owned()
+    }
+
+    /// The public key of a configured key.
+    fn recipient(&self, name: &str) -> String {
+        let listed = self.backup(&["key", "list", "--json"]).run().json();
+        let key = listed["keys"].as_array().unwrap().iter().find(|key| key["name"] == name).unwrap();
+        key["recipient"].as_str().unwrap().to_owned()
     }
 
     fn identity(&self, name: &str) -> PathBuf {

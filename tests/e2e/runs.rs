@@ -1,8 +1,11 @@
 //! What an auditor finds of what was done.
 
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use backup_tests::host::{Host, files_below};
+use backup_tests::s3::{Fault, Rule, S3};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::BACKUP;
@@ -67,9 +70,9 @@ fn a_restore_that_is_killed_was_recorded_before_it_handed_anything_out() {
     let begun = || files_below(&host.repository().join("runs")).iter().any(|name| name.ends_with(".begun.json"));
     while !begun() {
         assert!(restore.is_running());
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20));
     }
-    restore.signal(rustix::process::Signal::KILL);
+    restore.signal(Signal::KILL);
     restore.wait();
     let runs = host.runs();
     let restored = runs.iter().find(|run| run["command"] == json!("restore")).expect("it is recorded");
@@ -95,4 +98,24 @@ fn who_may_only_read_restores_with_a_warning() {
     mode(0o700);
     assert_eq!(restored.stdout(), b"x");
     restored.saying("this run is not recorded");
+}
+
+#[test]
+fn a_prune_that_is_interrupted_is_recorded_as_that() {
+    let server = S3::start();
+    let mut host = Host::new(BACKUP);
+    server.serve(&mut host);
+    host.backup(["init"]).run().succeeded();
+    host.save("app", "x");
+    server.inject(Rule::new(Fault::Delay(Duration::from_secs(600)), "GET", "manifest.json"));
+    let running = host.backup(["prune"]).start();
+    while !server.has_struck() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    running.signal(Signal::INT);
+    running.wait().failed(130);
+    server.mend();
+    let runs = host.runs();
+    let prune = runs.iter().find(|run| run["command"] == json!("prune")).expect("it is recorded");
+    assert_eq!((&prune["outcome"], &prune["exit_code"]), (&json!("interrupted"), &json!(130)));
 }

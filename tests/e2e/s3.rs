@@ -197,3 +197,22 @@ fn a_web_identity_that_is_refused_is_told_and_its_token_is_not() {
     host.backup(["init"]).run().failed(2).saying("/no/such/token").hinting("AWS_WEB_IDENTITY_TOKEN_FILE");
     assert_eq!(server.objects(), [] as [&str; 0]);
 }
+
+#[test]
+fn of_two_providers_with_a_bucket_of_one_name_each_has_its_own_budget() {
+    let servers = [S3::start(), S3::start()];
+    let mut host = client(&servers[0]);
+    host.unset("BACKUP_REPO");
+    let table = |name: &str, server: &S3, capacity: &str| {
+        let url = format!("[repositories.{name}]\nurl = \"s3://{BUCKET}/same\"\ncapacity = \"{capacity}\"\n");
+        format!("{url}[repositories.{name}.s3]\nendpoint = \"{}\"\n", server.endpoint())
+    };
+    let text = table("small", &servers[0], "1KiB") + &table("large", &servers[1], "1TiB");
+    host.set("BACKUP_CONFIG", host.write("backup.toml", text));
+    host.backup(["init"]).run().succeeded();
+    host.save("app", Data::random(5_000, "more than a kibibyte"));
+    let told = host.backup(["list", "--usage"]).run();
+    assert_eq!(told.code(), Some(3), "{told}");
+    assert!(told.stderr.contains(" of 1.0 KiB") && told.stderr.contains(" of 1.0 TiB"), "{told}");
+    assert_eq!(told.stderr.matches("warning: ").count(), 1, "{told}");
+}

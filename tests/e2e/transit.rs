@@ -159,7 +159,7 @@ fn what_does_not_speak_tls_is_told_at_once() {
 #[test]
 fn stores_are_reached_by_the_proxy_that_is_named_and_by_that_of_the_environment() {
     let (server, authority) = (S3::start(), authority());
-    let door = TlsDoor::to(server.address(), &authority.issue("store", &["s3.test", "127.0.0.1"]), ONLY_1_3);
+    let door = TlsDoor::to(server.address(), &authority.issue("store", &["s3.test", "127.0.0.1", "0.0.0.0"]), ONLY_1_3);
     let proxy = Proxy::to(door.address());
     let mut host = client(&server, &door);
     host.set("BACKUP_CA_FILE", host.write("ca.pem", &authority.certificate));
@@ -174,7 +174,13 @@ fn stores_are_reached_by_the_proxy_that_is_named_and_by_that_of_the_environment(
     assert!(proxy.take_asked().len() >= 2);
 
     host.set("AWS_ENDPOINT_URL", door.endpoint());
-    host.backup(["list", "--proxy", &proxy.url()]).env("NO_PROXY", "127.0.0.1").run().succeeded();
+    host.backup(["list", "--proxy", &proxy.url()]).run().succeeded();
+    assert_eq!(proxy.take_asked(), [] as [&str; 0], "nobody but this host reaches it");
+    // This host too, by an address that others may have.
+    host.set("AWS_ENDPOINT_URL", door.endpoint().replace("127.0.0.1", "0.0.0.0"));
+    host.backup(["list", "--proxy", &proxy.url()]).run().succeeded();
+    assert!(!proxy.take_asked().is_empty());
+    host.backup(["list", "--proxy", &proxy.url()]).env("NO_PROXY", "0.0.0.0").run().succeeded();
     assert_eq!(proxy.take_asked(), [] as [&str; 0], "it was not to be asked");
 
     let refused = host.backup(["list", "--proxy", "http://me:hush@proxy"]).run().failed(2);

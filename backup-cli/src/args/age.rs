@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
 use crate::config::keys::Moment;
 
 /// How old a backup may be.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct AgeFlag {
     /// Refuse a backup that began earlier: a time such as 2026-11-22T02:00:00Z, or an age such as 26h
     #[arg(long, value_name = "AGE|TIME")]

@@ -58,8 +58,8 @@ what is kept. Rewrapping is not revoking: whoever has an old identity can still 
 
     /// Mark a key that has ended as one that nothing needs any more, once that is proved
     #[command(after_help = "\
-Opens the data key of everything that is kept, so it needs an identity; refuses, with exit code 12, while anything could not be opened by \
-another key of today. Exit code 3 when unfinished runs may still need it. Then the identity can be destroyed, as far as this repository is concerned.")]
+Opens the data key of everything that is kept in every configured repository, so it needs an identity; refuses, with exit code 12, while anything could not be opened by \
+another key of today. Exit code 3 when unfinished runs may still need it. Then the identity can be destroyed, unless a copy elsewhere needs it.")]
     Retire(RetireArgs),
 }
 

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::args::ConfigAction;
-use crate::config::{Config, Origin, RepositorySetting, Setting};
+use crate::config::{Config, Origin, RepositorySetting, Setting, StoreKind, Stores};
 use crate::exit::Exit;
 use crate::output::table;
 use crate::{App, keys, signing, stores};
@@ -109,22 +109,6 @@ fn entries(config: &Config) -> Vec<Entry> {
     };
     let mut all = repository_entries(config);
     all.extend([
-        plain("repository.s3.endpoint", config.stores.s3.endpoint.as_ref()).or("the AWS profile's, or AWS itself"),
-        plain("repository.s3.region", config.stores.s3.region.as_ref()).or("the AWS profile's, or us-east-1"),
-        plain("repository.s3.path_style", config.stores.s3.path_style.as_ref())
-            .or("true with an endpoint of one's own"),
-        plain("repository.s3.sse", config.stores.s3.sse.as_ref()).or("as the bucket is set"),
-        plain("repository.s3.sse_kms_key_id", config.stores.s3.sse_kms_key_id.as_ref()),
-        plain("repository.s3.sse_bucket_key", config.stores.s3.sse_bucket_key.as_ref()),
-        plain("repository.s3.storage_class", config.stores.s3.storage_class.as_ref()).or("as the bucket is set"),
-        plain("repository.s3.checksum", config.stores.s3.checksum.as_ref())
-            .or("crc64nvme at AWS and without TLS, else none"),
-        plain("repository.s3.request_payer", config.stores.s3.request_payer.as_ref()).or("false"),
-        plain("repository.azure.account", config.stores.azure.account.as_ref()),
-        plain("repository.azure.endpoint", config.stores.azure.endpoint.as_ref()).or("that of the account"),
-        plain("repository.azure.storage_class", config.stores.azure.storage_class.as_ref()).or("as the account is set"),
-        plain("repository.gcs.endpoint", config.stores.gcs.endpoint.as_ref()).or("https://storage.googleapis.com"),
-        plain("repository.gcs.storage_class", config.stores.gcs.storage_class.as_ref()).or("as the bucket is set"),
         plain("http.ssl_min_protocol_version", config.http.ssl_min_protocol_version.as_ref()).or("TLSv1.3"),
         entry("http.ca_file", config.http.ca_file.as_ref(), |path| path.display().to_string()),
         // One with a password is refused, but not here.
@@ -197,11 +181,48 @@ fn repository_entries(config: &Config) -> Vec<Entry> {
         let capacity = plain(format!("{table}.capacity"), repository.capacity.as_ref()).or("no budget");
         let warning =
             entry(format!("{table}.capacity_warning"), Some(&repository.capacity_warning), |n| format!("{n} %"));
-        [url, capacity, warning]
+        let mut entries = vec![url, capacity, warning];
+        entries.extend(store_entries(&table, repository));
+        entries
     };
     match &config.repositories.all[..] {
         [] => vec![Entry { key: "repository.url".to_owned(), value: None, origin: None }],
         all => all.iter().flat_map(entries).collect(),
+    }
+}
+
+/// How the store is reached in which a repository is.
+fn store_entries(table: &str, repository: &RepositorySetting) -> Vec<Entry> {
+    let Stores { s3, azure, gcs } = &repository.stores;
+    match repository.kind() {
+        StoreKind::Directory => Vec::new(),
+        StoreKind::S3 => {
+            let key = |name: &str| format!("{table}.s3.{name}");
+            vec![
+                plain(key("endpoint"), s3.endpoint.as_ref()).or("the AWS profile's, or AWS itself"),
+                plain(key("region"), s3.region.as_ref()).or("the AWS profile's, or us-east-1"),
+                plain(key("path_style"), s3.path_style.as_ref()).or("true with an endpoint of one's own"),
+                plain(key("profile"), s3.profile.as_ref()).or("that of the environment"),
+                plain(key("sse"), s3.sse.as_ref()).or("as the bucket is set"),
+                plain(key("sse_kms_key_id"), s3.sse_kms_key_id.as_ref()),
+                plain(key("sse_bucket_key"), s3.sse_bucket_key.as_ref()),
+                plain(key("storage_class"), s3.storage_class.as_ref()).or("as the bucket is set"),
+                plain(key("checksum"), s3.checksum.as_ref()).or("crc64nvme at AWS and without TLS, else none"),
+                plain(key("request_payer"), s3.request_payer.as_ref()).or("false"),
+            ]
+        }
+        StoreKind::Azure => {
+            let key = |name: &str| format!("{table}.azure.{name}");
+            vec![
+                plain(key("account"), azure.account.as_ref()).or("that of the connection string"),
+                plain(key("endpoint"), azure.endpoint.as_ref()).or("that of the account"),
+                plain(key("storage_class"), azure.storage_class.as_ref()).or("as the account is set"),
+            ]
+        }
+        StoreKind::Gcs => vec![
+            plain(format!("{table}.gcs.endpoint"), gcs.endpoint.as_ref()).or("https://storage.googleapis.com"),
+            plain(format!("{table}.gcs.storage_class"), gcs.storage_class.as_ref()).or("as the bucket is set"),
+        ],
     }
 }
 

@@ -1,25 +1,22 @@
 //! `backup key`: who can read what, until when, and what comes next.
 
-use backup_core::format::RecipientName;
 use backup_core::keys::policy::Key;
 use backup_core::repository::Repository;
 use backup_core::repository::census::{Census, Held, Looked, Problem};
 use backup_core::repository::layout::TargetName;
-use backup_core::repository::rewrap::named;
 use backup_core::repository::runs::RunRecord;
 use backup_core::{Error, ErrorKind, Result, Stage};
 
 use crate::App;
 use crate::args::KeyAction;
-use crate::audit::Run;
+use crate::audit::{Run, not_recorded};
 use crate::config::{Config, edit};
 use crate::exit::Exit;
-use crate::keys;
 use crate::output::Output;
 use crate::progress::Shown;
-use crate::report::plain;
+use crate::report::{self, plain};
 
-use super::{repositories, with_each};
+use super::{location, or_cancelled, repositories, with_each};
 
 mod generate;
 mod list;
@@ -37,40 +34,17 @@ pub(crate) async fn run(app: &App, action: &KeyAction) -> Result<Exit> {
             recorded_where_possible(app, "key generate", |record| generate::run(app, args, record)).await
         }
         KeyAction::List(args) => list::run(app, args),
-        KeyAction::Status(args) => status::run(app, args).await,
+        KeyAction::Status(args) => or_cancelled(app, status::run(app, args)).await,
         KeyAction::Rotate(args) if args.print => rotate::run(app, args, &mut Run::new(app, "key rotate").record),
         KeyAction::Rotate(args) => {
             recorded_where_possible(app, "key rotate", |record| rotate::run(app, args, record)).await
         }
-        KeyAction::Rewrap(args) if args.dry_run => rewrap::run(app, args).await,
-        KeyAction::Rewrap(args) => recorded(app, "key rewrap", Vec::new(), rewrap::run(app, args)).await,
-        KeyAction::Retire(args) if args.dry_run => retire::run(app, args).await,
-        KeyAction::Retire(args) => {
-            let key = keys::key_recipient(&app.config, configured(&app.config, &args.name)?)?;
-            recorded(app, "key retire", vec![named(&*key)], retire::run(app, args)).await
-        }
+        KeyAction::Rewrap(args) => rewrap::run(app, args).await,
+        KeyAction::Retire(args) => retire::run(app, args).await,
     }
 }
 
-/// Does `work`, which opens data keys, and leaves a record of it; `about` are the keys that it is about.
-async fn recorded(
-    app: &App,
-    command: &str,
-    about: Vec<RecipientName>,
-    work: impl Future<Output = Result<Exit>>,
-) -> Result<Exit> {
-    let mut run = Run::new(app, command);
-    run.record.recipients = about;
-    for member in repositories(&app.config)?.members() {
-        run.at(member.open().await?);
-    }
-    run.begin(app).await;
-    let result = work.await;
-    run.end(app, &result).await;
-    result
-}
-
-/// Does `work`, which needs no repository, and leaves a record of it where there is one.
+/// Does `work`, which needs no repository, and leaves a record of it where there is one. Whatever keeps it from that, the work is done.
 async fn recorded_where_possible(
     app: &App,
     command: &str,
@@ -81,12 +55,14 @@ async fn recorded_where_possible(
     if app.config.repositories.all.is_empty() {
         return result;
     }
-    let mut is_found = false;
-    for member in repositories(&app.config)?.members() {
-        is_found |= run.look_for(app, async { member.open().await.cloned() }).await;
-    }
-    if is_found {
-        run.end(app, &result).await;
+    let record = async {
+        if run.look_for(app, &repositories(&app.config)?).await {
+            run.end(app, &result).await;
+        }
+        Ok(())
+    };
+    if let Err(e) = or_cancelled(app, record).await {
+        not_recorded(app, &report::in_one_line(&e));
     }
     result
 }

@@ -8,6 +8,7 @@ use backup_core::repository::pins::Pin;
 use backup_core::repository::{Found, Listed, Repository};
 use backup_core::{Error, ErrorKind, Result, Stage};
 use futures::TryStreamExt;
+use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::App;
@@ -62,7 +63,7 @@ struct Listing<T> {
 pub(crate) async fn run(app: &App, args: &ListArgs) -> Result<Exit> {
     let target: Option<TargetName> = args.target.as_deref().map(str::parse).transpose()?;
     if args.usage {
-        return with_each(app, |repository| usage::run(app, args, repository, target.as_ref())).await;
+        return with_each(app, |repository, setting| usage::run(app, args, repository, setting, target.as_ref())).await;
     }
     let all = repositories(&app.config)?;
     if all.members().len() > 1 && !args.runs {
@@ -83,8 +84,11 @@ pub(crate) async fn run(app: &App, args: &ListArgs) -> Result<Exit> {
             .await?,
         )
     } else {
-        let pinned = |pins: &[Pin]| pins.iter().any(|pin| pin.holds(now));
-        let row = |found: &Found, pins: &[Pin]| row(&found.manifest, pinned(pins));
+        let row = |found: &Found, pins: &[Pin]| {
+            let mut row = row(&found.manifest);
+            mark_pinned(&mut row, pins, now);
+            row
+        };
         table(app, &repository, read(&repository, target.as_ref(), row).await?)
     }?;
     Ok(if unreadable == 0 { Exit::Done } else { Exit::Warnings })
@@ -169,8 +173,7 @@ async fn read<T>(
     }
 }
 
-fn row(manifest: &Manifest, pinned: bool) -> Vec<String> {
-    let pinned = if pinned { ", pinned" } else { "" };
+fn row(manifest: &Manifest) -> Vec<String> {
     vec![
         manifest.id.clone(),
         manifest.target.clone(),
@@ -178,6 +181,13 @@ fn row(manifest: &Manifest, pinned: bool) -> Vec<String> {
         time(manifest.finished),
         bytes(data_bytes(manifest)),
         bytes(manifest.stored_bytes()),
-        format!("{}{pinned}", word(&manifest.condition)),
+        word(&manifest.condition),
     ]
+}
+
+/// Says in a row's last column, if that is so, that the backup is pinned.
+fn mark_pinned(row: &mut [String], pins: &[Pin], now: Timestamp) {
+    if let (Some(state), true) = (row.last_mut(), pins.iter().any(|pin| pin.holds(now))) {
+        state.push_str(", pinned");
+    }
 }

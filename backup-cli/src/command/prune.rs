@@ -14,19 +14,20 @@ use crate::audit::Run;
 use crate::exit::Exit;
 use crate::output::bytes;
 
-use super::with_each;
+use super::{or_cancelled, with_each};
 
 mod document;
 mod explain;
 
 pub(crate) async fn run(app: &App, args: &PruneArgs) -> Result<Exit> {
-    with_each(app, |repository| of_one(app, args, repository)).await
+    with_each(app, |repository, _| of_one(app, args, repository)).await
 }
 
 async fn of_one(app: &App, args: &PruneArgs, repository: Repository) -> Result<Exit> {
-    let targets = targets(&repository, &args.targets).await?;
+    let targets = or_cancelled(app, targets(&repository, &args.targets)).await?;
+    let prepared = prepare(app, args, &repository);
     if args.dry_run {
-        return prune(app, args, prepare(app, args, &repository), &targets, &repository).await;
+        return or_cancelled(app, prune(app, args, prepared, &targets, &repository)).await;
     }
     let mut run = Run::new(app, "prune");
     run.at(&repository);
@@ -34,15 +35,13 @@ async fn of_one(app: &App, args: &PruneArgs, repository: Repository) -> Result<E
         [target] => Some(target.clone()),
         _ => None,
     };
-    // By this record's age the store's clock is known, and without that nothing is removed.
-    let begun = repository.record(&run.record).await;
-    let prepared = prepare(app, args, &repository).witness(run_record(&run.record.id, false));
-    let result = match begun {
-        Ok(()) => prune(app, args, prepared, &targets, &repository).await,
-        Err(e) => Err(e),
+    let begun = run.record.clone();
+    let work = async {
+        // By this record's age the store's clock is known, and without that nothing is removed.
+        repository.record(&begun).await?;
+        prune(app, args, prepared.witness(run_record(&begun.id, false)), &targets, &repository).await
     };
-    run.end(app, &result).await;
-    result
+    run.through(app, work).await
 }
 
 fn prepare(app: &App, args: &PruneArgs, repository: &Repository) -> Prune {

@@ -22,6 +22,7 @@ use super::describe::data_streams;
 use super::{conninfo, limits, or_cancelled, resolve, stderr_lines, to_read, told};
 
 mod cluster;
+mod fetching;
 mod only;
 mod recovery;
 mod summary;

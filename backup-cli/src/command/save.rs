@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::args::SaveArgs;
 use crate::audit::Run;
-use crate::config::Origin;
+use crate::config::{Origin, RepositorySetting};
 use crate::exit::Exit;
 use crate::input::Input;
 use crate::output::{Output, bytes, write_stdout};
@@ -23,7 +23,7 @@ use crate::{App, keys, report, signing};
 
 use super::describe::{BackupDocument, data_bytes};
 use super::list::usage;
-use super::{limits, optional_lag, or_cancelled, setting_of, to_write};
+use super::{limits, optional_lag, or_cancelled, to_write};
 
 pub(crate) async fn run(app: &App, args: &SaveArgs) -> Result<Exit> {
     let target: TargetName = args.name.parse()?;
@@ -49,7 +49,7 @@ async fn back_up_recorded(app: &App, target: &TargetName, input: &Input, run: &m
     // Before the repository is asked anything.
     input.check()?;
     let begun = Instant::now();
-    let backup = or_cancelled(app, prepare(app, target, input, run)).await?;
+    let (backup, used) = or_cancelled(app, prepare(app, target, input, run)).await?;
     let keys_need_care = keys::tell(app);
     let handle = backup.start()?;
     let (counters, outcomes) = (handle.counters(), handle.outcomes());
@@ -59,8 +59,8 @@ async fn back_up_recorded(app: &App, target: &TargetName, input: &Input, run: &m
     run.about(&manifest);
     run.record.recipients.clone_from(&manifest.recipients);
     run.record.bytes = Some(manifest.plain_bytes());
-    for repository in run.repositories() {
-        tell_if_full(app, repository);
+    for (repository, setting) in &used {
+        tell_if_full(app, repository, setting);
     }
     let saved = Saved { manifest: &manifest, outcomes, json, signer: run.record.signer };
     match finish(&app.output, &saved, begun.elapsed())? {
@@ -69,11 +69,19 @@ async fn back_up_recorded(app: &App, target: &TargetName, input: &Input, run: &m
     }
 }
 
-async fn prepare(app: &App, target: &TargetName, input: &Input, run: &mut Run) -> Result<Backup> {
+/// The backup that is to be made, and the repositories that it goes to.
+async fn prepare<'a>(
+    app: &'a App,
+    target: &TargetName,
+    input: &Input,
+    run: &mut Run,
+) -> Result<(Backup, Vec<(Repository, &'a RepositorySetting)>)> {
     let recipients = keys::Recipients::load(&app.config).await?.at(app.clock.now())?;
     let signing_key = signing::signing_key(&app.config)?;
     let repositories = to_write(&app.config).await?;
     repositories.open().for_each(|repository| run.at(repository));
+    let used = repositories.members().iter().zip(app.config.repositories()?);
+    let used = used.filter_map(|(member, setting)| Some((member.repository()?.clone(), setting))).collect();
     run.record.signer = signing_key.as_ref().map(SigningKey::signer);
     let limits = limits(&app.config, repositories.part_bytes())?;
     for (member, error) in repositories.members().iter().filter_map(|member| Some((member, member.failure()?))) {
@@ -93,7 +101,7 @@ async fn prepare(app: &App, target: &TargetName, input: &Input, run: &mut Run) -
     if let Some(key) = signing_key {
         backup = backup.sign_with(key);
     }
-    input.add_to(app, target, backup, &findings).await
+    Ok((input.add_to(app, target, backup, &findings).await?, used))
 }
 
 /// Tells at once what will be told again at the end, when somebody may still do something about it.
@@ -147,8 +155,8 @@ fn tell_outcomes(output: &Output, outcomes: &[Outcome]) -> bool {
 
 /// Says when a local repository's disk is nearly full, where somebody has said when that is: what was saved is saved, but the next may not be. Of a
 /// budget only a listing would tell.
-fn tell_if_full(app: &App, repository: &Repository) {
-    let Some(warning) = setting_of(&app.config, repository).map(|setting| &setting.capacity_warning) else { return };
+fn tell_if_full(app: &App, repository: &Repository, setting: &RepositorySetting) {
+    let warning = &setting.capacity_warning;
     if warning.origin == Origin::Default {
         return;
     }

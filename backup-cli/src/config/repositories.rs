@@ -26,14 +26,35 @@ pub(crate) struct RepositorySetting {
     pub(crate) capacity_warning: Setting<u8>,
 }
 
+/// In which kind of store a repository is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StoreKind {
+    Directory,
+    S3,
+    Azure,
+    Gcs,
+}
+
+impl RepositorySetting {
+    /// In which kind of store it is, by its address.
+    pub(crate) fn kind(&self) -> StoreKind {
+        match self.url.value.split_once("://") {
+            Some(("s3", _)) => StoreKind::S3,
+            Some(("az", _)) => StoreKind::Azure,
+            Some(("gs", _)) => StoreKind::Gcs,
+            _ => StoreKind::Directory,
+        }
+    }
+}
+
 /// Which repositories are used.
 #[derive(Debug, Default)]
 pub(crate) struct RepositorySettings {
     /// Names and addresses as they were given, not in the file.
     pub(crate) chosen: Option<Setting<Vec<String>>>,
     pub(crate) all: Vec<RepositorySetting>,
-    /// Those of the file that have a name, chosen or not.
-    pub(crate) named: Vec<RepositorySetting>,
+    /// Those of the file, chosen or not.
+    pub(crate) of_file: Vec<RepositorySetting>,
 }
 
 /// The table of a repository.
@@ -73,31 +94,31 @@ impl RepositorySettings {
         let flags = Some(globals.repo.clone()).filter(|given| !given.is_empty());
         let chosen = layers.pick(&names, flags, list, |_| None)?;
         let tables = layers.file.map_or_else(|| Ok(Vec::new()), tables)?;
-        let named: Vec<RepositorySetting> = tables
-            .iter()
-            .filter_map(|name| from_table(layers, globals, Table::Named(name)).transpose())
+        let tables = match &tables[..] {
+            [] => vec![Table::Only],
+            names => names.iter().map(|name| Table::Named(name)).collect(),
+        };
+        let of_file: Vec<RepositorySetting> = tables
+            .into_iter()
+            .filter_map(|table| from_table(layers, globals, table).transpose())
             .collect::<Result<_>>()?;
         let mut all = match &chosen {
             Some(Setting { value, origin }) => value
                 .iter()
-                .map(|given| match named.iter().find(|known| known.name.as_ref() == Some(given)) {
-                    Some(known) => Ok(Some(known.clone())),
-                    None => Ok(Some(RepositorySetting {
+                .map(|given| match of_file.iter().find(|known| known.name.as_ref() == Some(given)) {
+                    Some(known) => Ok(known.clone()),
+                    None => Ok(RepositorySetting {
                         name: None,
                         url: Setting { value: given.clone(), origin: origin.clone() },
                         required: true,
                         stores: Stores::merge(layers, globals, Table::Only)?,
                         capacity: layers.in_table(Table::Only, |t| t.capacity.as_ref()),
-                        capacity_warning: capacity_warning(layers, Table::Only),
-                    })),
+                        capacity_warning: capacity_warning(layers, Table::Only)?,
+                    }),
                 })
                 .collect::<Result<Vec<_>>>()?,
-            None if tables.is_empty() => vec![from_table(layers, globals, Table::Only)?],
-            None => named.iter().cloned().map(Some).collect(),
-        }
-        .into_iter()
-        .flatten()
-        .collect::<Vec<_>>();
+            None => of_file.clone(),
+        };
         if !all.is_empty() && !all.iter().any(|repository| repository.required) {
             match (&chosen, layers.file) {
                 // Whoever names it wants it.
@@ -108,7 +129,7 @@ impl RepositorySettings {
                 }
             }
         }
-        Ok(Self { chosen, all, named })
+        Ok(Self { chosen, all, of_file })
     }
 }
 
@@ -154,13 +175,18 @@ fn from_table(layers: &Layers<'_>, globals: &Globals, table: Table<'_>) -> Resul
         required: values.required.as_ref().is_none_or(|required| *required.as_ref()),
         stores: Stores::merge(layers, globals, table)?,
         capacity: layers.in_table(table, |t| t.capacity.as_ref()),
-        capacity_warning: capacity_warning(layers, table),
+        capacity_warning: capacity_warning(layers, table)?,
     }))
 }
 
-fn capacity_warning(layers: &Layers<'_>, table: Table<'_>) -> Setting<u8> {
-    let warning = layers.in_table(table, |t| t.capacity_warning.as_ref());
-    warning.unwrap_or(Setting { value: CAPACITY_WARNING, origin: Origin::Default })
+fn capacity_warning(layers: &Layers<'_>, table: Table<'_>) -> Result<Setting<u8>> {
+    match layers.in_table(table, |t| t.capacity_warning.as_ref()) {
+        Some(Setting { value, origin }) if value > 100 => {
+            Err(Error::config(format!("{origin}: capacity_warning is per cent, and {value} are more than all")))
+        }
+        Some(warning) => Ok(warning),
+        None => Ok(Setting { value: CAPACITY_WARNING, origin: Origin::Default }),
+    }
 }
 
 /// Whether a repository's address is a path, and no URL, nor one with a slip in it.

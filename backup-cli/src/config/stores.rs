@@ -51,17 +51,20 @@ impl Stores {
 
 impl Azure {
     fn merge(layers: &Layers<'_>, flags: &Globals, table: Table<'_>) -> Result<Self> {
+        // It says all at once: who the account is and where, too.
+        let is_told = layers.environment.text("AZURE_STORAGE_CONNECTION_STRING")?.is_some();
+        let env = |names: &'static [&'static str]| if is_told { &[][..] } else { names };
         Ok(Self {
             account: layers.pick_of(
                 table,
-                &Names { flag: "--azure-account", env: &["AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT"] },
+                &Names { flag: "--azure-account", env: env(&["AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT"]) },
                 flags.azure.azure_account.clone(),
                 text,
                 |t| t.azure.account.as_ref(),
             )?,
             endpoint: layers.pick_of(
                 table,
-                &Names { flag: "--azure-endpoint", env: &["AZURE_STORAGE_ENDPOINT"] },
+                &Names { flag: "--azure-endpoint", env: env(&["AZURE_STORAGE_ENDPOINT"]) },
                 flags.azure.azure_endpoint.clone(),
                 text,
                 |t| t.azure.endpoint.as_ref(),

@@ -20,9 +20,8 @@ region = "eu-central-1"
 
 fn merged(arguments: &[&str], environment: &[(&str, &str)], file: &str) -> Result<Config> {
     let cli = Cli::try_parse_from(["backup"].iter().chain(arguments)).unwrap();
-    let environment = environment.iter().map(|(k, v)| (OsString::from(k), OsString::from(v))).collect();
     let file = ConfigFile::parse(Path::new("/etc/backup/backup.toml"), file.to_owned())?;
-    Config::merge(&cli.globals, &cli.command, &Environment(environment), Some(&file))
+    Config::merge(&cli.globals, &cli.command, &Environment::of(environment), Some(&file))
 }
 
 fn seen<T: Clone>(setting: Option<&Setting<T>>) -> Option<(T, String)> {
@@ -174,4 +173,35 @@ fn wrong_values_say_where_they_stand() {
         "BACKUP_WORKERS: invalid value '0': number would be zero for non-zero type"
     );
     assert_eq!(message(&[], "\nlevel = 20"), "/etc/backup/backup.toml:2: level 20 is not between -7 and 19");
+}
+
+#[test]
+fn a_profile_wins_over_the_environment_in_the_only_table_too() {
+    let file = "[repository]\nurl = \"s3://a\"\n[repository.s3]\nprofile = \"dr\"\n";
+    let environment =
+        [("AWS_ENDPOINT_URL", "https://everywhere"), ("AWS_REGION", "eu-1"), ("AZURE_STORAGE_ACCOUNT", "mine")];
+    let stores = merged(&["list"], &environment, file).unwrap().stores;
+    assert_eq!((stores.s3.endpoint, stores.s3.region), (None, None));
+    // It is a profile of AWS.
+    assert_eq!(stores.azure.account.unwrap().value, "mine");
+    let stores = merged(&["list", "--s3-region", "x"], &environment, file).unwrap().stores;
+    assert_eq!(stores.s3.region.unwrap().value, "x");
+}
+
+#[test]
+fn a_connection_string_says_all_at_once_unless_a_flag_or_the_file_says_otherwise() {
+    let environment = [
+        ("AZURE_STORAGE_CONNECTION_STRING", "AccountName=mine"),
+        ("AZURE_STORAGE_ACCOUNT", "other"),
+        ("AZURE_STORAGE_ENDPOINT", "https://other"),
+    ];
+    let azure = |arguments: &[&str], environment: &[(&str, &str)], file: &str| {
+        let azure = merged(arguments, environment, file).unwrap().stores.azure;
+        (azure.account.map(|setting| setting.value), azure.endpoint.map(|setting| setting.value))
+    };
+    let some = |text: &str| Some(text.to_owned());
+    assert_eq!(azure(&["list"], &environment, ""), (None, None));
+    assert_eq!(azure(&["list"], &environment[1..], ""), (some("other"), some("https://other")));
+    assert_eq!(azure(&["list", "--azure-account", "flag"], &environment, "").0, some("flag"));
+    assert_eq!(azure(&["list"], &environment, "[repository.azure]\naccount = \"file\"\n").0, some("file"));
 }

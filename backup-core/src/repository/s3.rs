@@ -153,24 +153,30 @@ pub(super) fn connect(
     builder.build().map_err(|e| storage_error(e, format!("cannot set up s3://{bucket}")))
 }
 
-/// What the environment says of every store, and not of one that has a profile of its own.
-const OF_ALL_STORES: [&str; 10] = [
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_ROLE_ARN",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_SKIP_SIGNATURE",
+/// Variables that are taken as they are; of no other does the client learn, whatever names it has for its settings. They are for every store but one
+/// that has a profile of its own.
+const VARIABLES: [(&str, Key); 15] = [
+    ("AWS_ACCESS_KEY_ID", Key::AccessKeyId),
+    ("AWS_SECRET_ACCESS_KEY", Key::SecretAccessKey),
+    ("AWS_SESSION_TOKEN", Key::Token),
+    ("AWS_WEB_IDENTITY_TOKEN_FILE", Key::WebIdentityTokenFile),
+    ("AWS_ROLE_ARN", Key::RoleArn),
+    ("AWS_ROLE_SESSION_NAME", Key::RoleSessionName),
+    ("AWS_ENDPOINT_URL_STS", Key::StsEndpoint),
+    ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", Key::ContainerCredentialsRelativeUri),
+    ("AWS_CONTAINER_CREDENTIALS_FULL_URI", Key::ContainerCredentialsFullUri),
+    ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", Key::ContainerAuthorizationTokenFile),
+    ("AWS_SKIP_SIGNATURE", Key::SkipSignature),
+    ("AWS_REGION", Key::Region),
+    ("AWS_DEFAULT_REGION", Key::DefaultRegion),
+    ("AWS_ENDPOINT_URL_S3", Key::S3Endpoint),
+    ("AWS_ENDPOINT_URL", Key::Endpoint),
 ];
 
 /// The environment of a store with a profile of its own.
 fn environment_of(profile: &str, environment: &Environment) -> Environment {
     let mut own = environment.clone();
-    own.retain(|name, _| !OF_ALL_STORES.contains(&name.as_str()));
+    own.retain(|name, _| VARIABLES.iter().all(|(variable, _)| variable != name));
     own.insert("AWS_PROFILE".to_owned(), profile.to_owned());
     own
 }
@@ -179,8 +185,8 @@ fn builder(bucket: &str, options: &S3Options, environment: &Environment) -> Resu
     let own = options.profile.as_ref().map(|profile| environment_of(profile, environment));
     let environment = own.as_ref().unwrap_or(environment);
     let mut builder = AmazonS3Builder::new().with_retry(http::retry());
-    for (name, value) in environment.iter().filter(|(name, _)| name.starts_with("AWS_")) {
-        if let Ok(key) = name.to_ascii_lowercase().parse() {
+    for (name, key) in VARIABLES {
+        if let Some(value) = environment.get(name) {
             builder = builder.with_config(key, value);
         }
     }

@@ -3,16 +3,17 @@
 use super::Office;
 
 impl Office {
-    /// After a rotation to `2027`, whose overlap is over.
-    fn rotated(&mut self) {
+    /// After a rotation to `2027`, whose overlap is over; its public key.
+    pub(super) fn rotated(&mut self) -> String {
         self.now = "2026-11-01T00:00:00Z";
         let recipient = self.generate("2027");
         self.backup(&["key", "rotate", "2026", "--recipient", &recipient]).run().succeeded();
         self.now = "2026-12-02T00:00:00Z";
+        recipient
     }
 
     /// The flags for the identities of these keys.
-    fn identities(&self, names: &[&str]) -> Vec<String> {
+    pub(super) fn identities(&self, names: &[&str]) -> Vec<String> {
         names
             .iter()
             .flat_map(|name| ["--identity-file".to_owned(), self.identity(name).display().to_string()])

@@ -11,11 +11,12 @@ use serde::Serialize;
 
 use crate::App;
 use crate::args::RewrapArgs;
+use crate::audit::Run;
 use crate::exit::Exit;
 use crate::keys::{self, Recipients};
 use crate::progress;
 
-use super::{concurrency, count, problems, shown, targets, tell_problems, tell_unfinished, with_each};
+use super::{concurrency, count, or_cancelled, problems, shown, targets, tell_problems, tell_unfinished, with_each};
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
@@ -32,9 +33,27 @@ struct Document<'a> {
 }
 
 pub(super) async fn run(app: &App, args: &RewrapArgs) -> Result<Exit> {
-    let recipients = Recipients::load(&app.config).await?.at(app.clock.now())?;
-    let identities = keys::identities(&app.config).await?;
-    with_each(app, |repository| in_one(app, args, repository, recipients.clone(), identities.clone())).await
+    let load = async {
+        let recipients = Recipients::load(&app.config).await?.at(app.clock.now())?;
+        Ok((recipients, keys::named_identities(&app.config).await?))
+    };
+    let (recipients, (identities, at_hand)) = or_cancelled(app, load).await?;
+    let for_whom: Vec<_> = recipients.iter().map(|recipient| named(&**recipient)).collect();
+    with_each(app, |repository, _| {
+        let work = in_one(app, args, repository.clone(), recipients.clone(), identities.clone());
+        let (for_whom, at_hand) = (for_whom.clone(), at_hand.clone());
+        async move {
+            if args.dry_run {
+                return or_cancelled(app, work).await;
+            }
+            let mut run = Run::new(app, "key rewrap");
+            run.at(&repository);
+            run.record.recipients = for_whom;
+            run.begin_with(app, at_hand).await;
+            run.through(app, work).await
+        }
+    })
+    .await
 }
 
 async fn in_one(

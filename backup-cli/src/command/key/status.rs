@@ -78,7 +78,7 @@ struct Status {
 pub(super) async fn run(app: &App, args: &StatusKeysArgs) -> Result<Exit> {
     let now = app.clock.now();
     let identities = if args.deep { keys::identities(&app.config).await? } else { Vec::new() };
-    with_each(app, |repository| of_one(app, args, repository, identities.clone(), now)).await
+    with_each(app, |repository, _| of_one(app, args, repository, identities.clone(), now)).await
 }
 
 async fn of_one(

@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use backup_core::repository::layout::TargetName;
+use backup_core::repository::pins::Pin;
 use backup_core::repository::{Member, Repositories};
 use backup_core::{ErrorKind, Result};
 use futures::future::join_all;
+use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Listing, Unreadable, UnreadableTarget, read, row};
+use super::{Listing, Unreadable, UnreadableTarget, mark_pinned, read, row};
 use crate::args::ListArgs;
 use crate::command::describe::BackupDocument;
 use crate::exit::Exit;
@@ -55,15 +57,17 @@ struct Name {
     id: String,
 }
 
-/// A backup, and where it is.
+/// A backup, where it is, and its pins in all of these places.
 struct Found {
+    id: String,
     row: Vec<String>,
     document: BackupDocument,
+    pins: Vec<Pin>,
     places: Vec<String>,
 }
 
 /// What one repository has; or why that is not known.
-type Listed = Result<Listing<(String, Vec<String>, BackupDocument)>>;
+type Listed = Result<Listing<Found>>;
 
 pub(super) async fn run(
     app: &App,
@@ -75,9 +79,9 @@ pub(super) async fn run(
     let listing = repositories.members().iter().map(|member| async move {
         let listed = async {
             read(member.open().await?, target, |found, pins| {
-                let row = row(&found.manifest, pins.iter().any(|pin| pin.holds(now)));
-                let document = BackupDocument::new(&found.manifest, found.signer).with_pins(pins, now);
-                (found.manifest.id.clone(), row, document)
+                let (manifest, pins) = (&found.manifest, pins.to_vec());
+                let document = BackupDocument::new(manifest, found.signer);
+                Found { id: manifest.id.clone(), row: row(manifest), document, pins, places: Vec::new() }
             })
             .await
         };
@@ -103,9 +107,12 @@ pub(super) async fn run(
     let (mut unreadable, mut unreadable_targets) = (Vec::new(), Vec::new());
     for (member, listing) in listed.into_iter().filter_map(|(member, listed)| Some((member, listed.ok()?))) {
         let place = || member.name().to_owned();
-        for (id, row, document) in listing.backups {
-            let found = Found { row, document, places: Vec::new() };
-            backups.entry((found.row[1].clone(), id)).or_insert(found).places.push(place());
+        for found in listing.backups {
+            let pins = found.pins.clone();
+            let known = backups.entry((found.row[1].clone(), found.id.clone())).or_insert(found);
+            known.places.push(place());
+            // One that was made in all of them at once is one.
+            known.pins.extend(pins.into_iter().filter(|pin| !known.pins.contains(pin)).collect::<Vec<_>>());
         }
         let of = |path: &backup_core::repository::layout::BackupPath| Name {
             target: path.target.to_string(),
@@ -124,14 +131,17 @@ pub(super) async fn run(
         app.output.json(&Document {
             repository: documents.first().map_or("", |first| first.name),
             repositories: documents,
-            backups: backups.into_values().map(|f| Placed { backup: f.document, repositories: f.places }).collect(),
+            backups: backups
+                .into_values()
+                .map(|f| Placed { backup: f.document.with_pins(&f.pins, now), repositories: f.places })
+                .collect(),
             unreadable,
             unreadable_targets,
             unfinished,
         })?;
         return Ok(exit);
     }
-    table(app, &names, backups.into_values())?;
+    table(app, &names, backups.into_values(), now)?;
     let runs: BTreeSet<_> = unfinished.iter().map(|run| (&run.what.target, &run.what.id)).collect();
     if !runs.is_empty() {
         app.output.note(format!("unfinished, so not listed: {} (running now, or interrupted)", runs.len()));
@@ -151,10 +161,11 @@ fn outcome<'a>(member: &'a Member, listed: &Listed, target: Option<&TargetName>)
     RepositoryDocument { name: member.name(), required: member.is_required(), error: failed.map(report::in_one_line) }
 }
 
-fn table(app: &App, names: &[String], backups: impl Iterator<Item = Found>) -> Result<()> {
+fn table(app: &App, names: &[String], backups: impl Iterator<Item = Found>, now: Timestamp) -> Result<()> {
     let header = ["ID", "TARGET", "KIND", "FINISHED", "DATA", "STORED", "STATE", "IN"].map(str::to_owned).to_vec();
     let mut rows = vec![header];
-    rows.extend(backups.map(|Found { mut row, places, .. }| {
+    rows.extend(backups.map(|Found { mut row, pins, places, .. }| {
+        mark_pinned(&mut row, &pins, now);
         row.push(if places.len() == names.len() { "all".to_owned() } else { places.join(", ") });
         row
     }));

@@ -8,8 +8,7 @@ use serde::Serialize;
 
 use crate::App;
 use crate::args::ListArgs;
-use crate::command::setting_of;
-use crate::config::CAPACITY_WARNING;
+use crate::config::RepositorySetting;
 use crate::exit::Exit;
 use crate::output::{bytes, table};
 
@@ -52,6 +51,7 @@ pub(super) async fn run(
     app: &App,
     args: &ListArgs,
     repository: Repository,
+    setting: &RepositorySetting,
     target: Option<&TargetName>,
 ) -> Result<Exit> {
     let repository = &repository;
@@ -66,10 +66,8 @@ pub(super) async fn run(
         targets.retain(|other| other == target);
     }
     let usage = Usage::read(repository, &targets).await?;
-    let setting = setting_of(&app.config, repository);
-    let budget = setting.and_then(|setting| setting.capacity.as_ref());
-    let budget = budget.map(|budget| Capacity::of_budget(budget.value.as_u64(), &usage));
-    let warn_at = setting.map_or(CAPACITY_WARNING, |setting| setting.capacity_warning.value);
+    let budget = setting.capacity.as_ref().map(|budget| Capacity::of_budget(budget.value.as_u64(), &usage));
+    let warn_at = setting.capacity_warning.value;
     // Of one target nobody can say whether the budget of all is kept.
     let budget = budget.filter(|_| target.is_none());
     let capacities: Vec<Capacity> = budget.into_iter().chain(repository.file_system()?).collect();

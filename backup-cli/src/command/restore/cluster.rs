@@ -19,6 +19,7 @@ use crate::exit::Exit;
 use crate::progress::{self, Shown};
 use crate::{App, keys, report};
 
+use super::fetching::Needs;
 use super::recovery::{Settings, settings};
 use super::summary;
 
@@ -101,8 +102,8 @@ pub(super) struct Plan {
     pub(super) fit: Fit,
     pub(super) settings: Settings,
     pub(super) notes: Vec<String>,
-    /// Identity files that the restored server will read.
-    pub(super) identity_files: Vec<std::path::PathBuf>,
+    /// What the restored server will need.
+    pub(super) needs: Needs,
 }
 
 async fn prepare(
@@ -133,7 +134,7 @@ async fn prepare(
         // What the choice was based on had not been proved.
         return Err(Error::integrity(format!("the manifest of {} changed while it was read", backup.path())));
     }
-    let (recovery, identity_files) = settings.recovery(app, target, &fit)?;
+    let (recovery, needs) = settings.recovery(app, target, &fit)?;
     let mut restore = backup
         .restore_cluster(args.destination.to.clone().unwrap_or_default())
         .limits(limits(&app.config, repository.part_bytes())?)
@@ -152,7 +153,7 @@ async fn prepare(
         fit,
         settings: settings.clone(),
         notes: settings.notes(),
-        identity_files,
+        needs,
     };
     Ok((restore, plan))
 }

@@ -1,21 +1,16 @@
 //! From flags to what the restored cluster is told about its recovery.
 
-use std::path::{Path, PathBuf};
-
+use backup_core::Result;
 use backup_core::jiff::tz::TimeZone;
-use backup_core::keys::secret::SecretSource;
 use backup_core::postgres::ConnInfo;
 use backup_core::postgres::choose::{Fit, Wanted};
-use backup_core::postgres::recovery::{
-    Recovery, RecoveryTarget, RestoreCommand, TargetAction, TargetTime, TargetTimeline,
-};
+use backup_core::postgres::recovery::{Recovery, RecoveryTarget, TargetAction, TargetTime, TargetTimeline};
 use backup_core::repository::layout::TargetName;
-use backup_core::{Error, Result};
 
 use crate::App;
 use crate::args::{ArchiveModeFlag, ClusterFlags, TargetActionFlag};
-use crate::command::location;
-use crate::config::{Origin, Setting, Stores};
+
+use super::fetching::{Fetching, Needs};
 
 /// What was asked for, understood.
 #[derive(Debug, Clone)]
@@ -78,13 +73,16 @@ impl Settings {
         }
     }
 
-    /// What the cluster is told, and the identity files that its `restore_command` reads.
-    pub(super) fn recovery(&self, app: &App, target: &TargetName, fit: &Fit) -> Result<(Recovery, Vec<PathBuf>)> {
+    /// What the cluster is told, and what its `restore_command` needs beside.
+    pub(super) fn recovery(&self, app: &App, target: &TargetName, fit: &Fit) -> Result<(Recovery, Needs)> {
         // Without an archive there is nothing to fetch, and the backup's own log is all of it: the cluster comes up as after a crash.
         let fetches = fit.archive || self.standby || self.target.is_some();
-        let (command, identity_files) = match fetches {
-            true => restore_command(app, target, self.standby).map(|(command, files)| (Some(command), files))?,
-            false => (None, Vec::new()),
+        let (command, needs) = match fetches {
+            true => {
+                let fetching = Fetching::new(&app.config, &app.sources.environment)?;
+                (Some(fetching.restore_command(target, self.standby)?), fetching.needs)
+            }
+            false => (None, Needs::default()),
         };
         let recovery = Recovery {
             target: self.target.clone(),
@@ -106,89 +104,6 @@ impl Settings {
             server_major: None,
         };
         recovery.settings()?;
-        Ok((recovery, identity_files))
+        Ok((recovery, needs))
     }
-}
-
-/// This program, told all that it was told now but for secrets. What is in the configuration file stays there.
-fn restore_command(app: &App, target: &TargetName, standby: bool) -> Result<(RestoreCommand, Vec<PathBuf>)> {
-    let config = &app.config;
-    let mut arguments = Vec::new();
-    let mut identity_files = Vec::new();
-    let mut add = |flag: &str, value: String| arguments.extend([flag.to_owned(), value]);
-    if let Some(file) = &config.file {
-        add("--config", absolute(file)?.1);
-    }
-    for repository in elsewhere(&config.repositories.chosen).map_or(&[][..], |_| &config.repositories.all) {
-        let directory = location(config, repository)?.as_directory().map(Path::to_owned);
-        let address = match (&repository.name, directory) {
-            (Some(name), _) => name.clone(),
-            (None, Some(path)) => absolute(&path)?.1,
-            (None, None) => repository.url.value.clone(),
-        };
-        add("--repo", address);
-    }
-    for path in elsewhere(&config.identity_files).into_iter().flatten() {
-        // The default file need not exist, with a passphrase for example.
-        if path.exists() {
-            let (path, text) = absolute(path)?;
-            add("--identity-file", text);
-            identity_files.push(path);
-        }
-    }
-    for identity in elsewhere(&config.identities).into_iter().flatten() {
-        add("--identity", identity.clone());
-    }
-    match elsewhere(&config.passphrase) {
-        Some(SecretSource::File(path)) => add("--passphrase-file", absolute(path)?.1),
-        Some(SecretSource::Command(_)) => {
-            return Err(Error::config(
-                "the restored server needs the passphrase too, and a command for it may hold secrets",
-            )
-            .with_hint("name it in the configuration file (passphrase_command), or use --passphrase-file"));
-        }
-        None => {}
-    }
-    for signer in elsewhere(&config.trusted_signers).into_iter().flatten() {
-        add("--trusted-signer", signer.clone());
-    }
-    let (Stores { s3, azure, gcs }, http) = (&config.stores, &config.http);
-    for (flag, setting) in [
-        ("--s3-endpoint", &s3.endpoint),
-        ("--s3-region", &s3.region),
-        ("--azure-account", &azure.account),
-        ("--azure-endpoint", &azure.endpoint),
-        ("--gcs-endpoint", &gcs.endpoint),
-        ("--ssl-min-protocol-version", &http.ssl_min_protocol_version),
-        ("--proxy", &http.proxy),
-    ] {
-        if let Some(value) = elsewhere(setting) {
-            add(flag, value.clone());
-        }
-    }
-    if let Some(file) = elsewhere(&http.ca_file) {
-        add("--ca-file", absolute(file)?.1);
-    }
-    if let Some(style) = elsewhere(&s3.path_style) {
-        arguments.push(format!("--s3-path-style={style}"));
-    }
-    arguments.extend(["wal", "fetch", "--target", target.as_str()].map(str::to_owned));
-    if standby {
-        arguments.push("--standby".to_owned());
-    }
-    let program =
-        std::env::current_exe().map_err(|e| Error::config("cannot find out where this program is").with_source(e))?;
-    Ok((RestoreCommand::new(&program, arguments)?, identity_files))
-}
-
-/// A value that does not come from the configuration file, which the command names too.
-fn elsewhere<T>(setting: &Option<Setting<T>>) -> Option<&T> {
-    setting.as_ref().filter(|s| !matches!(s.origin, Origin::File { .. })).map(|s| &s.value)
-}
-
-fn absolute(path: &Path) -> Result<(PathBuf, String)> {
-    let invalid = || Error::config(format!("{} cannot stand in restore_command", path.display()));
-    let path = std::path::absolute(path).map_err(|e| invalid().with_source(e))?;
-    let text = path.to_str().ok_or_else(invalid)?.to_owned();
-    Ok((path, text))
 }

@@ -93,7 +93,11 @@ fn tell_owner(app: &App, plan: &Plan, owner: Owner) {
             owner.uid
         )),
     }
-    for path in &plan.identity_files {
+    if !plan.needs.variables.is_empty() {
+        let names = plan.needs.variables.join(", ");
+        app.output.note(format!("  the server needs these variables, which restore_command is not told: {names}"));
+    }
+    for path in &plan.needs.identity_files {
         if std::fs::metadata(path).is_ok_and(|metadata| metadata.uid() != owner.uid && owner.uid != 0) {
             let path = path.display();
             app.output.warning(format!("the server's restore_command reads {path}, which belongs to another user"));

@@ -82,7 +82,7 @@ struct ReadyDocument {
 
 pub(crate) async fn run(app: &App, args: &CheckArgs) -> Result<Exit> {
     let target = target(&app.config)?;
-    with_each(app, |repository| in_one(app, args, target.clone(), repository)).await
+    with_each(app, |repository, _| in_one(app, args, target.clone(), repository)).await
 }
 
 async fn in_one(app: &App, args: &CheckArgs, target: TargetName, repository: Repository) -> Result<Exit> {

@@ -7,11 +7,10 @@ use aws_sdk_kms::config::http::{HttpRequest, HttpResponse};
 use aws_sdk_kms::error::{BoxError, ConnectorError};
 use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn};
 use aws_smithy_runtime_api::http::StatusCode;
-use reqwest::Client;
 use reqwest::redirect::Policy;
 
 use crate::error::{Error, Result, Stage};
-use crate::http::{self, HttpOptions};
+use crate::http::{self, Clients, HttpOptions};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// KMS answers with a few hundred bytes.
@@ -19,28 +18,30 @@ const ANSWER_LEN_MAX: usize = 1 << 20;
 
 /// An HTTP client as `options` say, that trusts the certificates of `ca_bundle` too, a file that `AWS_CA_BUNDLE` names. Blocks.
 pub(super) fn client(options: &HttpOptions, ca_bundle: Option<&str>) -> Result<SharedHttpClient> {
-    let builder = http::Connector::new(options, ca_bundle)?.builder();
-    let client = builder.and_then(|b| b.connect_timeout(CONNECT_TIMEOUT).redirect(Policy::none()).build());
-    let client = client.map_err(|e| Error::internal(Stage::Keys, "could not set up an HTTP client").with_source(e))?;
-    let connector = SharedHttpConnector::new(Connector(client));
+    let connector = http::Connector::new(options, ca_bundle)?;
+    let clients = connector.clients(|builder| builder.connect_timeout(CONNECT_TIMEOUT).redirect(Policy::none()));
+    let clients =
+        clients.map_err(|e| Error::internal(Stage::Keys, "could not set up an HTTP client").with_source(e))?;
+    let connector = SharedHttpConnector::new(Connector(clients));
     Ok(http_client_fn(move |_, _| connector.clone()))
 }
 
 #[derive(Debug, Clone)]
-struct Connector(Client);
+struct Connector(Clients);
 
 impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let client = self.0.clone();
-        HttpConnectorFuture::new(async move { send(&client, request).await })
+        let clients = self.0.clone();
+        HttpConnectorFuture::new(async move { send(&clients, request).await })
     }
 }
 
-async fn send(client: &Client, request: HttpRequest) -> Result<HttpResponse, ConnectorError> {
+async fn send(clients: &Clients, request: HttpRequest) -> Result<HttpResponse, ConnectorError> {
     let user = |e: BoxError| ConnectorError::user(e);
     let request = request.try_into_http1x().map_err(|e| user(e.into()))?;
     let body = request.body().bytes().ok_or_else(|| user("a request to KMS has its body in memory".into()))?.to_vec();
     let request = reqwest::Request::try_from(request.map(|_| body)).map_err(|e| user(e.into()))?;
+    let client = clients.to(request.url().host_str().unwrap_or_default());
     let mut answer = client.execute(request).await.map_err(connector_error)?;
     let status = answer.status();
     let headers = answer.headers().clone();

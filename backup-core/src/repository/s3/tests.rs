@@ -96,3 +96,26 @@ fn an_endpoint_with_a_secret_in_it_is_refused_and_not_repeated() {
         assert!(!format!("{error:?}").contains("hush"), "{error:?}");
     }
 }
+
+#[test]
+fn variables_that_nobody_documents_change_nothing() {
+    let variables = [
+        ("AWS_SERVER_SIDE_ENCRYPTION", "sse-c"),
+        ("AWS_SSE_CUSTOMER_KEY_BASE64", "aHVzaA=="),
+        ("AWS_CHECKSUM_ALGORITHM", "sha256"),
+        ("AWS_CONDITIONAL_PUT", "disabled"),
+        ("AWS_REQUEST_PAYER", "true"),
+        ("AWS_ENDPOINT", "https://elsewhere"),
+        ("AWS_TOKEN", "other"),
+        ("AWS_METADATA_ENDPOINT", "http://elsewhere"),
+        ("AWS_TIMEOUT", "1s"),
+    ];
+    for (name, _) in variables {
+        let key: Key = name.to_ascii_lowercase().parse().unwrap();
+        let untouched = value(&S3Options::default(), &[], key);
+        assert_eq!(value(&S3Options::default(), &variables, key), untouched, "{name}");
+    }
+    let region = [("AWS_REGION", "eu-1"), ("AWS_DEFAULT_REGION", "us-9")];
+    assert_eq!(value(&S3Options::default(), &region, Key::Region).as_deref(), Some("eu-1"));
+    assert_eq!(value(&S3Options::default(), &region[1..], Key::Region).as_deref(), Some("us-9"));
+}
