@@ -202,6 +202,21 @@ fn archiving_goes_on_without_an_optional_repository_and_not_without_a_required_o
 }
 
 #[test]
+fn an_optional_repository_that_hangs_leaves_time_to_archive_whatever_the_lag() {
+    let world = World::new("optional_lag_seconds = 30", [true, true, false]);
+    for method in ["GET", "HEAD", "PUT"] {
+        world.servers[1].inject(Rule::new(Fault::Delay(Duration::from_secs(60)), method, ""));
+    }
+    let mut host = world.host;
+    host.set("BACKUP_TARGET", "app");
+    let data = DataDirectory::create(host.path("data"));
+    let path = format!("pg_wal/{}", data.add(3, "several"));
+    let pushed = host.backup(["wal", "push", &path, "--timeout", "10"]).in_directory(data.path()).run().succeeded();
+    assert!(pushed.stderr.contains("is not in far, which is optional"), "{pushed}");
+    assert!(pushed.elapsed < Duration::from_secs(6), "{pushed}");
+}
+
+#[test]
 fn a_restore_goes_on_when_the_first_repository_is_away_and_when_it_dies_in_the_middle() {
     let world = World::new("", [false, true, true]);
     world.save().succeeded();

@@ -35,15 +35,26 @@ impl Two {
     }
 
     fn archiver(&self, look_ahead: usize) -> Archiver {
+        self.archiver_of(self.all(), LAG, look_ahead)
+    }
+
+    fn archiver_of(&self, all: Repositories, optional_lag: Duration, look_ahead: usize) -> Archiver {
         let epochs = Epochs::new(vec![Arc::new(self.world.identity.recipients().remove(0))]).unwrap();
         let missed = Arc::clone(&self.missed);
         let options = ArchiverOptions {
             look_ahead,
-            optional_lag: LAG,
+            optional_lag,
             on_missed: Some(Arc::new(move |file: &Missed| missed.lock().unwrap().push(file.clone()))),
             ..ArchiverOptions::default()
         };
-        Archiver::new(self.all(), self.world.target(), epochs, options).unwrap()
+        Archiver::new(all, self.world.target(), epochs, options).unwrap()
+    }
+
+    /// The first, and the second as one that is still to be opened, which may keep the other waiting for `lag`.
+    fn unopened(&self, lag: Duration, look_ahead: usize) -> Archiver {
+        let second = Location::store(Arc::new(self.stores[1].clone()), "second:", 1 << 20);
+        let all = Repositories::from(self.repositories[0].clone()).at("second", second, false);
+        self.archiver_of(all, lag, look_ahead)
     }
 
     async fn push(&self, name: &str) -> Result<Pushed> {
@@ -169,16 +180,53 @@ async fn whether_a_file_is_there_already_is_judged_in_each_repository() {
 }
 
 #[tokio::test]
-async fn one_that_is_away_is_left_alone_for_a_while_by_whoever_archives_on() {
+async fn one_that_is_away_is_left_alone_for_a_while_and_told_of_each_file_that_it_misses() {
     let two = Two::new(false).await;
     let (first, second) = (two.world.segment(3, MIB, "x"), two.world.segment(4, MIB, "x"));
     two.stores[1].inject(Fault::Hangs, Of::Writes, "wal");
-    let archiver = two.archiver(0);
+    let archiver = two.archiver(1);
+    // The one behind waits, or it would be tried together with the first.
+    let ready = two.world.pg_wal("archive_status").join(format!("{second}.ready"));
+    fs::remove_file(&ready).unwrap();
     archiver.push(&two.world.pg_wal(&first)).await.unwrap();
     two.stores[1].mend();
+    assert_eq!(two.missed(), [first.as_str()]);
+    let third = two.world.segment(5, MIB, "x");
     archiver.push(&two.world.pg_wal(&second)).await.unwrap();
     assert!(two.has(0, &second).await && !two.has(1, &second).await);
-    assert_eq!(two.missed(), [first.as_str()], "what is not tried is not told again");
+    assert_eq!(two.missed(), [second.as_str()]);
+    assert_eq!(archiver.push(&two.world.pg_wal(&third)).await.unwrap(), Pushed::Ahead);
+    assert!(!two.has(1, &third).await);
+    assert_eq!(two.missed(), [third.as_str()], "also of one that was archived ahead");
+}
+
+#[tokio::test]
+async fn an_optional_repository_that_cannot_be_opened_is_waited_for_once() {
+    let two = Two::new(false).await;
+    let (first, second) = (two.world.segment(3, MIB, "x"), two.world.segment(4, MIB, "x"));
+    two.stores[1].inject(Fault::Hangs, Of::All, "");
+    two.stores[0].inject(Fault::Away, Of::Writes, "wal");
+    let lag = Duration::from_secs(4);
+    let archiver = two.unopened(lag, 0);
+    archiver.push(&two.world.pg_wal(&first)).await.unwrap_err();
+    two.stores[0].mend();
+    for name in [first, second] {
+        let again = tokio::time::timeout(lag, archiver.push(&two.world.pg_wal(&name))).await.expect("it is left alone");
+        assert_eq!(again.unwrap(), Pushed::Stored);
+        assert_eq!(two.missed(), [name.as_str()]);
+    }
+}
+
+#[tokio::test]
+async fn what_was_archived_ahead_is_answered_for_without_opening_an_optional_repository() {
+    let two = Two::new(false).await;
+    let names: Vec<String> = (3..5).map(|number| two.world.segment(number, MIB, "x")).collect();
+    two.archiver(1).push(&two.world.pg_wal(&names[0])).await.unwrap();
+    two.stores[1].inject(Fault::Hangs, Of::All, "");
+    let lag = Duration::from_secs(20);
+    let archiver = two.unopened(lag, 0);
+    let pushed = tokio::time::timeout(lag / 2, archiver.push(&two.world.pg_wal(&names[1]))).await;
+    assert_eq!(pushed.expect("nobody is waited for").unwrap(), Pushed::Ahead);
 }
 
 #[tokio::test]
@@ -327,4 +375,15 @@ async fn a_piece_is_durable_when_every_required_repository_has_it() {
         assert_eq!(stored.is_ok(), !second_required);
         assert_eq!(two.missed().len(), usize::from(!second_required));
     }
+    // One that cannot be opened is told of the first piece that it misses, and then of what is whole.
+    let two = Two::new(false).await;
+    two.stores[1].inject(Fault::Away, Of::All, "");
+    let archiver = two.unopened(LAG, 0);
+    for run in ["0123456789abcdef", "fedcba9876543210"] {
+        let piece = TailPiece { run: run.to_owned(), ..piece.clone() };
+        archiver.store_piece(SYSTEM, segment, &piece, bytes[..500_000].to_vec().into()).await.unwrap();
+    }
+    assert_eq!(two.missed(), [tail.as_str()]);
+    archiver.store_received(SYSTEM, WalFile::Segment(segment), bytes.into()).await.unwrap();
+    assert_eq!(two.missed(), [tail.as_str()]);
 }
