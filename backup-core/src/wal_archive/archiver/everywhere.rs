@@ -89,7 +89,7 @@ impl Archiver {
     ///
     /// # Errors
     /// The first of them.
-    pub(super) async fn open_required(&self) -> Result<()> {
+    pub(in crate::wal_archive) async fn open_required(&self) -> Result<()> {
         self.0.repositories.filtered(Member::is_required).open_all(Duration::ZERO).await
     }
 
