@@ -251,14 +251,20 @@ impl Archiver {
         &self.0.stop
     }
 
-    /// Stores a file that was received. As with [`push`](Self::push), the same one again is `Ok`.
-    pub(super) async fn store_received(&self, cluster: SystemIdentifier, name: WalFile, bytes: Bytes) -> Result<()> {
+    /// Stores a file that was received. As with [`push`](Self::push), the same one again is `Ok`. Returns the repositories that have it.
+    pub(super) async fn store_received(
+        &self,
+        cluster: SystemIdentifier,
+        name: WalFile,
+        bytes: Bytes,
+    ) -> Result<Vec<Repository>> {
         let file = LocalFile::received(name, cluster, bytes);
         let digested = file.digest(&self.0.tools).await?;
         self.open().await?;
         let stored = self.store(&file, &digested, &self.0.stop).await?;
         self.tell_missed(&stored.missed);
-        Ok(())
+        let has = |repository: &&Repository| stored.copies.iter().any(|(id, _)| id == repository.id());
+        Ok(self.0.repositories.open().filter(has).cloned().collect())
     }
 
     /// Stores a piece of a segment that is still being received.

@@ -25,7 +25,7 @@ mod filling;
 mod session;
 mod upload;
 
-use begin::Behind;
+use begin::{Behind, Leftover};
 use session::{Ended, Session};
 
 /// The largest segments that are received: one is held in memory until it is full.
@@ -144,6 +144,8 @@ struct Known {
     gap_from: Option<Lsn>,
     /// Who lacks the log with which this connection begins.
     behind: Option<Behind>,
+    /// What those who received before could not remove any more.
+    leftovers: Vec<Leftover>,
 }
 
 impl ReceiverOptions {

@@ -2,7 +2,7 @@
 
 use super::{Known, Receiver, ReceiverEvent, Slot, heard};
 use crate::error::{Error, Result, Stage};
-use crate::postgres::wal::{History, Lsn, SegmentSize, Timeline, WalFile};
+use crate::postgres::wal::{History, Lsn, SegmentName, SegmentSize, Timeline, WalFile};
 use crate::postgres::wire::{Connection, Identity, Mode, WalPosition};
 use crate::repository::Repository;
 use crate::wal_archive::inventory::{ClusterInventory, Inventory, SegmentRange};
@@ -18,7 +18,11 @@ struct Archived {
 struct Holding {
     repository: String,
     archived: Option<Archived>,
+    leftovers: Vec<Leftover>,
 }
+
+/// A tail that nobody needs: its segment is whole there.
+pub(super) type Leftover = (Repository, SegmentName);
 
 /// A required repository that lacks log which another one has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,13 +97,14 @@ impl Receiver {
         if let Some(durable) = known.durable {
             return Ok(of_segment(durable));
         }
-        let all = self.held(connection, identity, size).await?;
+        let mut all = self.held(connection, identity, size).await?;
         // Before version 15 asking takes rights of its own, so it is done only if the answer matters.
         let whole = |one: &Holding| one.archived.as_ref().is_some_and(|archived| archived.ranges.len() < 2);
         let asked = connection.server_major()? >= 15 || !all.iter().all(whole);
         let kept = self.kept(connection, identity, lasting.filter(|_| asked)).await?.map(of_segment);
         let (missing, behind) = first_missing(&all, kept);
         known.behind = behind;
+        known.leftovers = all.iter_mut().flat_map(|one| std::mem::take(&mut one.leftovers)).collect();
         Ok(missing.unwrap_or(at_server))
     }
 
@@ -157,8 +162,11 @@ impl Receiver {
             let repository = member.open().await?;
             let inventory = Inventory::read(repository, self.archiver.target()).await?;
             let mut clusters = inventory.clusters.into_iter();
+            let mut leftovers = Vec::new();
             let archived = match clusters.find(|c| c.system_identifier == identity.system) {
                 Some(cluster) => {
+                    let segments = cluster.timelines.iter().flat_map(|timeline| &timeline.leftovers);
+                    leftovers.extend(segments.map(|segment| (repository.clone(), *segment)));
                     let history = match &history_known {
                         Some(history) => history,
                         None => history_known.insert(history(connection, identity).await?),
@@ -167,7 +175,7 @@ impl Receiver {
                 }
                 None => None,
             };
-            all.push(Holding { repository: member.name().to_owned(), archived });
+            all.push(Holding { repository: member.name().to_owned(), archived, leftovers });
         }
         Ok(all)
     }
@@ -217,7 +225,6 @@ async fn history(connection: &mut Connection, identity: &Identity) -> Result<His
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::postgres::wal::SegmentName;
 
     fn position(segment: u64) -> WalPosition {
         WalPosition { lsn: Lsn(segment << 24), timeline: Timeline::FIRST }
@@ -235,7 +242,10 @@ mod tests {
         let archived =
             |(start, end): (u32, u32)| Archived { end: position(end.into()), ranges: vec![range(start, end)] };
         let names = ["a", "b", "c"].map(str::to_owned).into_iter();
-        names.zip(segments).map(|(repository, held)| Holding { repository, archived: held.map(archived) }).collect()
+        names
+            .zip(segments)
+            .map(|(repository, held)| Holding { repository, archived: held.map(archived), leftovers: Vec::new() })
+            .collect()
     }
 
     #[test]

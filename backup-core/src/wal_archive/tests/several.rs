@@ -279,3 +279,26 @@ async fn a_piece_is_durable_when_every_required_repository_has_it() {
     archiver.store_received(SYSTEM, WalFile::Segment(segment), bytes.into()).await.unwrap();
     assert_eq!(two.missed(), [tail.as_str()]);
 }
+
+#[tokio::test]
+async fn a_repository_that_missed_a_segment_keeps_the_tail_of_it() {
+    let (tail, bytes) = segment(1, 4, MIB, "tail");
+    let WalFile::Segment(segment) = tail.parse().unwrap() else { panic!() };
+    let two = Two::new(false).await;
+    let archiver = two.archiver(0);
+    let piece = TailPiece { start: 0, end: 500_000, run: "0123456789abcdef".to_owned() };
+    archiver.store_piece(SYSTEM, segment, &piece, bytes[..500_000].to_vec().into()).await.unwrap();
+    two.stores[1].inject(Fault::Away, Of::Writes, "wal");
+    let has_it = archiver.store_received(SYSTEM, WalFile::Segment(segment), bytes.into()).await.unwrap();
+    two.stores[1].mend();
+    let archive = two.world.target().wal_of(SYSTEM);
+    for (repository, leftovers) in two.repositories.iter().zip([&[segment][..], &[]]) {
+        let inventory = Inventory::read(repository, &two.world.target()).await.unwrap();
+        assert_eq!(inventory.clusters[0].timelines[0].leftovers, leftovers);
+    }
+    for repository in &has_it {
+        tail::remove(repository, &archive, segment).await.unwrap();
+    }
+    let reach = async |i: usize| tail::reach(&two.repositories[i], &archive, segment).await.unwrap();
+    assert_eq!((reach(0).await, reach(1).await), (0, 500_000));
+}
