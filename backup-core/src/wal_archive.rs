@@ -34,15 +34,17 @@ mod tests;
 mod text;
 mod unseal;
 
+use std::collections::BTreeSet;
 use std::num::NonZero;
 
+use futures::future::join_all;
 use object_store::path::Path;
 
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::pipeline::{BufferPool, ComputePool};
 use crate::postgres::wal::SystemIdentifier;
-use crate::repository::Repository;
 use crate::repository::layout::TargetName;
+use crate::repository::{Member, Repositories, Repository};
 
 pub use archiver::{Archiver, ArchiverOptions, Missed, MissedCallback, Pushed};
 pub use epoch::Epochs;
@@ -96,14 +98,34 @@ pub async fn clusters(repository: &Repository, target: &TargetName) -> Result<Ve
     Ok(listing.common_prefixes.iter().filter_map(identifier).collect())
 }
 
-/// Which cluster a command means that has no data directory to ask: the only one that has an archive under `target`; `None` without any.
-async fn only_cluster(repository: &Repository, target: &TargetName) -> Result<Option<SystemIdentifier>> {
-    let found = clusters(repository, target).await?;
-    match found.as_slice() {
-        [] => Ok(None),
-        [cluster] => Ok(Some(*cluster)),
-        several => Err(unknown_cluster(format!("{repository} holds WAL of {} clusters of '{target}'", several.len()))),
+/// Which cluster a command means that has no data directory to ask: the only one that has an archive under `target`, in any of the repositories. One
+/// that cannot be asked is passed over if the others know of one.
+async fn only_cluster(repositories: &Repositories, target: &TargetName) -> Result<SystemIdentifier> {
+    let asked = repositories.to_read().map(async |member| (member, clusters_of(member, target).await));
+    let (mut found, mut failures) = (BTreeSet::new(), Vec::new());
+    for (member, answer) in join_all(asked).await {
+        match answer {
+            Ok(clusters) => found.extend(clusters),
+            Err(error) => failures.push((member, error)),
+        }
     }
+    match (found.len(), found.pop_first()) {
+        (1, Some(cluster)) => {
+            failures.iter().for_each(|(member, error)| ask::warn(member, error));
+            Ok(cluster)
+        }
+        (0, _) => Err(failures
+            .into_iter()
+            .next()
+            .map_or_else(|| unknown_cluster(format!("no repository holds WAL of '{target}'")), |(_, error)| error)),
+        (several, _) => Err(unknown_cluster(format!(
+            "there is WAL of {several} clusters of '{target}' in the configured repositories"
+        ))),
+    }
+}
+
+async fn clusters_of(member: &Member, target: &TargetName) -> Result<Vec<SystemIdentifier>> {
+    clusters(member.open().await?, target).await
 }
 
 fn unknown_cluster(message: impl Into<String>) -> Error {

@@ -181,7 +181,9 @@ async fn killed_and_begun_again_under_load_it_leaves_no_gap() {
     // A tail goes when its segment is full: one may stay.
     let mut tails: Vec<&str> = Vec::new();
     let stored = host.stored();
-    tails.extend(stored.iter().filter_map(|name| name.split_once(".tail/").map(|(segment, _)| segment)));
+    // What was being written when it was killed is no object.
+    let objects = stored.iter().filter(|name| !name.contains('#'));
+    tails.extend(objects.filter_map(|name| name.split_once(".tail/").map(|(segment, _)| segment)));
     tails.dedup();
     assert_eq!(tails.len(), 1, "{tails:?}");
 }
@@ -230,14 +232,19 @@ async fn a_promotion_is_followed_history_first() {
     nothing_missing(&host);
 }
 
-#[tokio::test]
-async fn log_that_was_removed_is_a_gap_that_is_named() {
-    let server = NewServer::of_major(15)
+/// A server with small segments, which removes what it has written as soon as it can.
+fn forgetful() -> Server {
+    NewServer::of_major(15)
         .initdb("--wal-segsize=1")
         .setting("min_wal_size", "2MB")
         .setting("max_wal_size", "2MB")
         .setting("synchronous_commit", "on")
-        .start();
+        .start()
+}
+
+#[tokio::test]
+async fn log_that_was_removed_is_a_gap_that_is_named() {
+    let server = forgetful();
     let mut host = Host::initialised(BACKUP);
     host.set("BACKUP_TARGET", "db");
     write(&server).await;
@@ -439,14 +446,20 @@ async fn a_hole_that_the_slot_still_holds_is_received_and_a_foreign_segment_hide
     }
 }
 
+/// A directory and a bucket as repositories that are required.
+fn here_and_there(host: &mut Host, store: &S3) -> [String; 2] {
+    store.serve(host);
+    let places = [host.repository().display().to_string(), format!("s3://{BUCKET}/some/prefix")];
+    host.set("BACKUP_REPO", places.join(","));
+    host.backup(["init"]).run().succeeded();
+    places
+}
+
 #[tokio::test]
 async fn of_several_repositories_the_server_is_told_what_is_durable_in_all_that_are_required() {
     let (server, mut host) = world(15);
     let store = S3::start();
-    store.serve(&mut host);
-    let places = [host.repository().display().to_string(), format!("s3://{BUCKET}/some/prefix")];
-    host.set("BACKUP_REPO", places.join(","));
-    host.backup(["init"]).run().succeeded();
+    let places = here_and_there(&mut host, &store);
     let running = receive(&host, &server, &["--slot", "backup", "--create-slot"]);
     received_from(&server).await;
     write(&server).await;
@@ -470,6 +483,86 @@ async fn of_several_repositories_the_server_is_told_what_is_durable_in_all_that_
     }
 }
 
+/// Two directories as repositories that are required, and a host that is configured for both.
+fn two_required(host: &mut Host) {
+    host.unset("BACKUP_REPO");
+    let [first, second] = ["first", "second"].map(|name| host.path(name).display().to_string());
+    let config = format!("[repositories.first]\nurl = \"{first}\"\n[repositories.second]\nurl = \"{second}\"\n");
+    let path = host.write("backup.toml", config);
+    host.set("BACKUP_CONFIG", path);
+    host.backup(["init"]).run().succeeded();
+}
+
+#[tokio::test]
+async fn log_that_one_of_two_repositories_lacks_is_copied_and_what_the_slot_keeps_is_not_skipped() {
+    let (server, mut host) = (forgetful(), Host::new(BACKUP));
+    host.set("BACKUP_TARGET", "db");
+    two_required(&mut host);
+    let slot = ["--slot", "backup", "--create-slot"];
+    let received = async |host: &Host, more: &[&str]| {
+        let running = receive(host, &server, &[&slot, more].concat());
+        received_from(&server).await;
+        write(&server).await;
+        written(&server).await;
+        stop(running)
+    };
+    let copy = ["copy", "--from", "first", "--to", "second"];
+    // The second is filled, falls behind, and is required from then on.
+    host.set("BACKUP_REPO", "first");
+    received(&host, &[]).await;
+    host.backup(copy).run().succeeded();
+    for _ in 0..3 {
+        received(&host, &[]).await;
+        server.sql("CHECKPOINT").await;
+    }
+    // The slot keeps this.
+    for _ in 0..3 {
+        write(&server).await;
+    }
+    host.unset("BACKUP_REPO");
+    let lacking = receive(&host, &server, &slot).wait().failed(10);
+    lacking.saying("which second lacks").hinting("backup copy --from first --to second");
+    received(&host, &["--skip-gap"]).await.saying("the archive has a gap from");
+    host.set("BACKUP_REPO", "first");
+    nothing_missing(&host);
+    host.backup(copy).run().succeeded();
+    host.set("BACKUP_REPO", "second");
+    nothing_missing(&host);
+}
+
+/// When the receiver ends, the second has no archive, and the first has whole segments.
+#[tokio::test]
+async fn a_repository_that_failed_from_the_first_segment_on_gets_what_the_slot_keeps() {
+    let (server, mut host) = world(15);
+    let store = S3::start();
+    let places = here_and_there(&mut host, &store);
+    server.sql("SELECT pg_create_physical_replication_slot('backup', true)").await;
+    let held = server.value("SELECT pg_walfile_name(restart_lsn) FROM pg_replication_slots").await;
+    for _ in 0..3 {
+        write(&server).await;
+    }
+    let begin = || receive(&host, &server, &["--slot", "backup"]);
+    store.inject(Rule::new(Fault::Status(403), "PUT", "/wal/"));
+    let running = begin();
+    let begun = Instant::now();
+    while !files(&host, &held).iter().any(|name| name.ends_with(&format!("{held}.vol"))) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nothing was stored");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    running.signal(Signal::KILL);
+    running.wait();
+    store.mend();
+    let running = begin();
+    received_from(&server).await;
+    written(&server).await;
+    stop(running);
+    for place in places {
+        host.set("BACKUP_REPO", place);
+        let checked = nothing_missing(&host);
+        assert_eq!(checked["clusters"][0]["timelines"][0]["ranges"][0]["first"], held.as_str(), "{checked}");
+    }
+}
+
 #[tokio::test]
 async fn an_optional_repository_that_is_away_does_not_hold_up_the_log() {
     let (server, mut host) = world(15);
@@ -486,6 +579,12 @@ async fn an_optional_repository_that_is_away_does_not_hold_up_the_log() {
     host.backup(["init"]).run().succeeded();
     let running = receive(&host, &server, &["--slot", "backup", "--create-slot"]);
     received_from(&server).await;
+    // It takes what is written, and the tails of segments cannot be removed there.
+    store.inject(Rule::new(Fault::Delay(Duration::from_secs(60)), "GET", "list-type"));
+    write(&server).await;
+    let begun = Instant::now();
+    durable(&server, &position(&server).await).await;
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     store.stop();
     for _ in 0..3 {
         write(&server).await;

@@ -130,8 +130,9 @@ fn optional_repositories_that_die_and_drag_are_left_behind_and_told() {
 
 #[test]
 fn a_required_repository_that_drags_is_waited_for_and_one_that_dies_fails_the_backup_everywhere() {
-    let world = World::new("", [true; 3]);
-    world.servers[1].inject(Rule::new(Fault::Throttle(4_000_000), "PUT", ""));
+    let world = World::new("optional_lag_seconds = 1", [true; 3]);
+    // One part takes longer than the lag.
+    world.servers[1].inject(Rule::new(Fault::Throttle(2_000_000), "PUT", ""));
     world.save().succeeded();
     assert_same_objects(&world.places());
     world.servers[1].heal();
@@ -199,6 +200,21 @@ fn archiving_goes_on_without_an_optional_repository_and_not_without_a_required_o
         world.servers[1].resume();
         assert_eq!(fetch(&name(5)).code(), Some(1));
     }
+}
+
+#[test]
+fn an_optional_repository_that_hangs_leaves_time_to_archive_whatever_the_lag() {
+    let world = World::new("optional_lag_seconds = 30", [true, true, false]);
+    for method in ["GET", "HEAD", "PUT"] {
+        world.servers[1].inject(Rule::new(Fault::Delay(Duration::from_secs(60)), method, ""));
+    }
+    let mut host = world.host;
+    host.set("BACKUP_TARGET", "app");
+    let data = DataDirectory::create(host.path("data"));
+    let path = format!("pg_wal/{}", data.add(3, "several"));
+    let pushed = host.backup(["wal", "push", &path, "--timeout", "10"]).in_directory(data.path()).run().succeeded();
+    assert!(pushed.stderr.contains("is not in far, which is optional"), "{pushed}");
+    assert!(pushed.elapsed < Duration::from_secs(6), "{pushed}");
 }
 
 #[test]

@@ -242,6 +242,8 @@ fn a_panic_is_no_end_of_the_archive_and_no_end_of_the_archiver() {
         command.env_clear().env("BACKUP_REPO", world.host.repository()).env("BACKUP_TARGET", "app");
         command.env("HOME", "/nonexistent").env("BACKUP_WORKERS", "1");
         command.env("BACKUP_RECIPIENTS", world.recipient()).env("BACKUP_IDENTITY_FILE", "/nonexistent");
+        // It would be read by a thread of the runtime.
+        command.env("BACKUP_PASSPHRASE_FILE", "/nonexistent");
         if root {
             command.uid(65_534).gid(65_534);
         }

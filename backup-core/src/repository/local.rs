@@ -63,10 +63,12 @@ impl LocalStore {
         let document = Arc::clone(&self.document);
         blocking(move || match std::fs::metadata(&document) {
             Ok(_) => Ok(()),
-            Err(e) => {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let message = format!("{} is gone; is the directory still mounted?", document.display());
                 Err(io::Error::other(format!("{message} ({e})")))
             }
+            // Such as that it must not be looked at: what it is tells what to do.
+            Err(e) => Err(e),
         })
         .await
     }
@@ -431,6 +433,20 @@ mod tests {
         assert!(!temp.path().join("app").exists());
         store.put(&Path::from(layout::REPOSITORY), "{}".into()).await.unwrap();
         store.put(&Path::from("app/x"), "x".into()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_looked_at_is_not_called_gone() {
+        let (temp, store) = store();
+        let document = temp.path().join(layout::REPOSITORY);
+        std::fs::remove_file(&document).unwrap();
+        std::os::unix::fs::symlink(&document, &document).unwrap();
+        let error = store.put(&Path::from("app/x"), "x".into()).await.unwrap_err();
+        let kind =
+            |error: &(dyn std::error::Error + 'static)| error.downcast_ref::<io::Error>().map(io::Error::raw_os_error);
+        let first = std::error::Error::source(&error).and_then(kind);
+        assert_eq!(first, Some(Some(rustix::io::Errno::LOOP.raw_os_error())), "{error:?}");
+        assert!(!crate::repository::storage_error(error, "").in_one_line().contains("still mounted"));
     }
 
     #[tokio::test]

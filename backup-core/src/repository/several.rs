@@ -4,6 +4,7 @@
 //! waiting; what it lacks then is copied later.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub struct Member {
     required: bool,
     location: Option<Location>,
     opened: Arc<OnceCell<Repository>>,
+    /// Whether somebody has begun to open it.
+    tried: Arc<AtomicBool>,
     failed: Arc<Mutex<Option<Arc<Error>>>>,
 }
 
@@ -45,7 +48,8 @@ pub struct Repositories(Vec<Member>);
 impl Member {
     fn opened(repository: Repository, required: bool) -> Self {
         let name = repository.name().into();
-        Self { name, required, location: None, opened: Arc::new(OnceCell::from(repository)), failed: Arc::default() }
+        let opened = Arc::new(OnceCell::from(repository));
+        Self { name, required, location: None, opened, tried: Arc::default(), failed: Arc::default() }
     }
 
     /// What it is called: the name that it was given, or its address.
@@ -69,12 +73,18 @@ impl Member {
     /// Those of [`Repository::open`]; the next call tries again. Cancel safe.
     pub async fn open(&self) -> Result<&Repository> {
         let open = || async {
+            self.tried.store(true, Ordering::Relaxed);
             match &self.location {
                 Some(location) => Repository::open(location).await,
                 None => Err(Error::config(format!("{self} has no address"))),
             }
         };
         self.opened.get_or_try_init(open).await
+    }
+
+    /// Whether it was to be opened before, and is not open: it failed, or takes longer than anybody has waited.
+    pub(crate) fn is_away(&self) -> bool {
+        self.tried.load(Ordering::Relaxed) && !self.opened.initialized()
     }
 
     /// Whether it is the same member, whatever it is called: clones are.
@@ -113,8 +123,9 @@ impl Repositories {
     /// Adds one that is not open yet, called `name` in messages.
     #[must_use]
     pub fn at(mut self, name: impl AsRef<str>, location: Location, required: bool) -> Self {
-        let (opened, failed) = (Arc::default(), Arc::default());
-        self.0.push(Member { name: name.as_ref().into(), required, location: Some(location), opened, failed });
+        let (name, location) = (name.as_ref().into(), Some(location));
+        let (opened, tried, failed) = (Arc::default(), Arc::default(), Arc::default());
+        self.0.push(Member { name, required, location, opened, tried, failed });
         self
     }
 

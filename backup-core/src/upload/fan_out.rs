@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::object::ObjectUpload;
 use super::part::Part;
 use super::race::{Race, Racer, Ticket};
-use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::error::{Error, Result, Stage};
 
 /// Sends parts as they come into every repository that is still in the race.
 pub(crate) struct FanOut {
@@ -173,8 +173,11 @@ async fn run(
         Some(Ok(false)) | None => None,
         Some(Err(error)) => Some(error),
     };
-    let late = || Error::new(ErrorKind::Unavailable, Stage::Upload, "giving up an upload took too long");
-    let aborted = tokio::time::timeout(abort_deadline, upload.abort()).await.unwrap_or_else(|_| Err(late()));
+    // Others go on, and need the memory, unless all are told to stop.
+    let aborted = match stop.is_cancelled() && !racer.is_out() {
+        true => upload.abort(abort_deadline).await,
+        false => upload.abort_soon(abort_deadline).await,
+    };
     match (failure, aborted) {
         (Some(error), Ok(())) => race.failed(racer, error),
         (Some(error), Err(cleanup)) => race.failed(racer, error.with_cleanup(cleanup)),

@@ -6,13 +6,17 @@ use std::time::Duration;
 use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStoreExt};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
+use tokio::time::Instant;
 
 use super::part::Part;
-use crate::error::{Error, Result, Stage};
+use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::pipeline::Counters;
 use crate::repository::Repository;
 
-/// How long parts that are on their way may take to end by themselves, before an upload is aborted.
+/// What of the time for giving up an upload is kept for the request that discards it.
+const DISCARD: Duration = Duration::from_secs(1);
+/// How long parts that are on their way may take to end by themselves while others wait for their memory; and how long after they were cut off the
+/// upload is discarded once more.
 const PARTS_END: Duration = Duration::from_millis(500);
 
 /// What writes runs as tasks that this owns, so that a caller who stops waiting for them can still have them undone: a request that was
@@ -170,12 +174,39 @@ impl ObjectUpload {
         Ok(())
     }
 
-    /// Stops sending and discards what was sent of an unfinished object. One that was just being completed may end complete, but not
+    /// Stops sending and discards what was sent of an unfinished object, within `deadline`. One that was just being completed may end complete, but not
     /// after this has returned.
-    pub(crate) async fn abort(&mut self) -> Result<()> {
-        // A store may keep a part whose request was on its way when the upload was aborted.
+    ///
+    /// Parts that are on their way end by themselves if they can: a store may keep a part whose request was cut off and arrives all the same.
+    pub(crate) async fn abort(&mut self, deadline: Duration) -> Result<()> {
+        self.abort_within(deadline.saturating_sub(DISCARD), deadline).await
+    }
+
+    /// The same where others wait for the memory of these parts.
+    pub(crate) async fn abort_soon(&mut self, deadline: Duration) -> Result<()> {
+        self.abort_within(PARTS_END, deadline).await
+    }
+
+    async fn abort_within(&mut self, parts_end: Duration, deadline: Duration) -> Result<()> {
+        let deadline = Instant::now() + deadline;
+        let late = |_| Error::new(ErrorKind::Unavailable, Stage::Upload, "giving up an upload took too long");
+        let aborted = tokio::time::timeout_at(deadline, self.discard(parts_end)).await.map_err(late)?;
+        let Some(mut cut_off) = aborted? else { return Ok(()) };
+        // A part that arrived after that stays, unless the upload is aborted again.
+        let again = async {
+            tokio::time::sleep(PARTS_END).await;
+            cut_off.abort().await
+        };
+        if let Ok(Err(error)) = tokio::time::timeout_at(deadline, again).await {
+            tracing::debug!(%error, object = %self.location(), "it was given up before");
+        }
+        Ok(())
+    }
+
+    /// Returns the upload when parts had to be cut off.
+    async fn discard(&mut self, parts_end: Duration) -> Result<Option<Box<dyn MultipartUpload>>> {
         let ended = async { while self.tasks.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(PARTS_END, ended).await;
+        let cut_off = tokio::time::timeout(parts_end, ended).await.is_err();
         self.tasks.shutdown().await;
         let unfinished = match std::mem::replace(&mut self.multipart, Multipart::None) {
             Multipart::None => None,
@@ -190,10 +221,9 @@ impl ObjectUpload {
                 completed.is_err().then_some(multipart)
             }
         };
-        match unfinished {
-            Some(mut multipart) => multipart.abort().await.map_err(|e| self.failed(e)),
-            None => Ok(()),
-        }
+        let Some(mut multipart) = unfinished else { return Ok(None) };
+        multipart.abort().await.map_err(|e| self.failed(e))?;
+        Ok(cut_off.then_some(multipart))
     }
 
     fn acknowledge(&self, done: Result<object_store::Result<usize>, JoinError>) -> Result<()> {
@@ -208,4 +238,71 @@ impl ObjectUpload {
 
 fn joined<T>(task: Result<T, JoinError>) -> Result<T> {
     task.map_err(|e| Error::internal(Stage::Upload, "an upload task panicked").with_source(e))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+    use object_store::{PutPayload, PutResult, UploadPart};
+
+    use super::*;
+
+    /// An upload whose parts take their time, and what it was asked for.
+    #[derive(Debug, Clone)]
+    struct Slow {
+        takes: Duration,
+        done: Arc<Mutex<Vec<&'static str>>>,
+    }
+
+    #[async_trait]
+    impl MultipartUpload for Slow {
+        fn put_part(&mut self, _: PutPayload) -> UploadPart {
+            let Self { takes, done } = self.clone();
+            Box::pin(async move {
+                tokio::time::sleep(takes).await;
+                done.lock().unwrap().push("part");
+                Ok(())
+            })
+        }
+
+        async fn complete(&mut self) -> object_store::Result<PutResult> {
+            Err(object_store::Error::NotImplemented { operation: "complete".into(), implementer: "Slow".into() })
+        }
+
+        async fn abort(&mut self) -> object_store::Result<()> {
+            self.done.lock().unwrap().push("abort");
+            Ok(())
+        }
+    }
+
+    /// An upload with a part on its way, and what becomes of it.
+    async fn sending(takes: Duration) -> (ObjectUpload, Arc<Mutex<Vec<&'static str>>>) {
+        let repository = Repository::in_memory().await.unwrap();
+        let mut upload = ObjectUpload::new(repository, Path::from("x"), Arc::default());
+        let slow = Slow { takes, done: Arc::default() };
+        let done = Arc::clone(&slow.done);
+        upload.multipart = Multipart::Open(Box::new(slow));
+        upload.push(Part { payload: "x".into(), permits: Arc::default(), ticket: None }).await.unwrap();
+        (upload, done)
+    }
+
+    #[tokio::test]
+    async fn a_part_on_its_way_may_end_as_long_as_there_is_time_to_discard_it() {
+        let (mut upload, done) = sending(PARTS_END * 2).await;
+        upload.abort(DISCARD + PARTS_END * 8).await.unwrap();
+        assert_eq!(*done.lock().unwrap(), ["part", "abort"]);
+    }
+
+    #[tokio::test]
+    async fn an_upload_whose_part_was_cut_off_is_discarded_once_more() {
+        for soon in [true, false] {
+            let (mut upload, done) = sending(Duration::from_secs(60)).await;
+            let deadline = DISCARD + PARTS_END;
+            let aborted = async { if soon { upload.abort_soon(deadline).await } else { upload.abort(deadline).await } };
+            tokio::time::timeout(deadline * 2, aborted).await.expect("it ends").unwrap();
+            assert_eq!(*done.lock().unwrap(), ["abort", "abort"], "soon: {soon}");
+        }
+    }
 }

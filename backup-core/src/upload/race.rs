@@ -155,15 +155,19 @@ impl Race {
     }
 
     fn drop_out(&self, racer: &Racer, error: Error) {
-        let mut why = lock(&racer.why);
-        if racer.is_out() {
-            return;
+        let error = Arc::new(error);
+        {
+            let mut why = lock(&racer.why);
+            if racer.is_out() {
+                return;
+            }
+            *why = Some(Arc::clone(&error));
+            racer.gone.cancel();
         }
+        // Whoever is told may ask what became of it.
         if let Some(dropped) = &self.dropped {
             dropped(&racer.name, &error);
         }
-        *why = Some(Arc::new(error));
-        racer.gone.cancel();
     }
 
     /// Does `step` in every repository that is still in the race: as long as it takes in the required ones, and no longer than the lag
@@ -383,6 +387,18 @@ mod tests {
             watched(&race, LAG * 3).await;
         }
         assert!(!racers[1].is_out());
+    }
+
+    #[tokio::test]
+    async fn who_is_told_of_one_that_dropped_out_may_ask_why() {
+        let (race, told) = (race(1, LAG).await, Arc::new(Mutex::new(None)));
+        let (racer, note) = (Arc::clone(race.racers().last().unwrap()), Arc::clone(&told));
+        let race = race.telling(Box::new(move |_, _| {
+            let why = racer.why.try_lock().map(|why| why.is_some()).unwrap_or(false);
+            *lock(&note) = Some(why && racer.is_out());
+        }));
+        race.failed(race.racers().last().unwrap(), Error::config("refused"));
+        assert_eq!(*lock(&told), Some(true));
     }
 
     #[tokio::test]

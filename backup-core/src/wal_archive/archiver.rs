@@ -4,7 +4,7 @@ use std::fmt;
 use std::num::NonZero;
 use std::path::Path as FilePath;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::path::Path;
@@ -26,10 +26,11 @@ use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::keys::EncryptionContext;
 use crate::postgres::wal::{SegmentName, SystemIdentifier, WalFile};
 use crate::repository::layout::{TailPiece, TargetName, WalPath};
-use crate::repository::{Member, Repositories, Repository};
+use crate::repository::{Repositories, Repository};
 
 mod everywhere;
 
+use everywhere::Away;
 pub use everywhere::Missed;
 pub(super) use everywhere::Stored;
 
@@ -45,8 +46,8 @@ pub struct Archiver(Arc<Inner>);
 
 struct Inner {
     repositories: Repositories,
-    /// Optional repositories that failed, and when.
-    away: Mutex<Vec<(Member, Instant)>>,
+    /// Optional repositories that failed a moment ago.
+    away: Mutex<Vec<Away>>,
     optional_lag: Duration,
     on_missed: Option<MissedCallback>,
     target: TargetName,
@@ -173,22 +174,33 @@ impl Archiver {
     pub async fn push(&self, path: &FilePath) -> Result<Pushed> {
         let file = LocalFile::open(path, self.0.system_identifier).await?;
         let digested = file.digest(&self.0.tools).await?;
-        tokio::select! {
-            opened = self.open() => opened?,
-            () = self.0.stop.cancelled() => return Err(Error::cancelled(Stage::Setup)),
+        let ahead = Ahead::beside(&file);
+        let mark = match &ahead {
+            Some(ahead) => ahead.mark_of(file.name).await,
+            None => None,
+        };
+        if let Some(mark) = mark {
+            // What was archived ahead waits for no optional repository once more.
+            self.unless_stopped(self.open_required()).await?;
+            if self.is_durable(&file, &digested, &mark).await {
+                self.tell_missed(&mark.missed);
+                return Ok(Pushed::Ahead);
+            }
         }
-        let Some(ahead) = Ahead::beside(&file) else {
+        self.unless_stopped(self.open()).await?;
+        let Some(ahead) = ahead else {
             return self.store(&file, &digested, &self.0.stop).await.map(|stored| self.told(&stored));
         };
-        if let Some(mark) = ahead.mark_of(file.name).await
-            && self.is_durable(&file, &digested, &mark).await
-        {
-            self.tell_missed(&mark.missed);
-            return Ok(Pushed::Ahead);
-        }
         ahead.tidy(self.0.clock.now(), &file).await;
         let stored = ahead.while_pushing(self, &file, &digested, self.0.look_ahead).await?;
         Ok(self.told(&stored))
+    }
+
+    async fn unless_stopped(&self, opening: impl Future<Output = Result<()>>) -> Result<()> {
+        tokio::select! {
+            opened = opening => opened,
+            () = self.0.stop.cancelled() => Err(Error::cancelled(Stage::Setup)),
+        }
     }
 
     fn told(&self, stored: &Stored) -> Pushed {
@@ -239,14 +251,20 @@ impl Archiver {
         &self.0.stop
     }
 
-    /// Stores a file that was received. As with [`push`](Self::push), the same one again is `Ok`.
-    pub(super) async fn store_received(&self, cluster: SystemIdentifier, name: WalFile, bytes: Bytes) -> Result<()> {
+    /// Stores a file that was received. As with [`push`](Self::push), the same one again is `Ok`. Returns the repositories that have it.
+    pub(super) async fn store_received(
+        &self,
+        cluster: SystemIdentifier,
+        name: WalFile,
+        bytes: Bytes,
+    ) -> Result<Vec<Repository>> {
         let file = LocalFile::received(name, cluster, bytes);
         let digested = file.digest(&self.0.tools).await?;
         self.open().await?;
         let stored = self.store(&file, &digested, &self.0.stop).await?;
         self.tell_missed(&stored.missed);
-        Ok(())
+        let has = |repository: &&Repository| stored.copies.iter().any(|(id, _)| id == repository.id());
+        Ok(self.0.repositories.open().filter(has).cloned().collect())
     }
 
     /// Stores a piece of a segment that is still being received.

@@ -19,7 +19,8 @@ pub(super) enum Asked<'a, T> {
     Nowhere(Vec<(&'a Member, Error)>),
 }
 
-/// Asks `question` of the repositories of which `whom` says so, in the order in which they are read, until one has an answer. Cancel safe.
+/// Asks `question` of the repositories of which `whom` says so, in the order in which they are read, until one has an answer. Those that could not be
+/// opened before come last. Cancel safe.
 pub(super) async fn ask<'a, T: Send, F>(
     repositories: &'a Repositories,
     whom: impl Fn(&Member) -> bool + Send,
@@ -29,6 +30,7 @@ where
     F: Future<Output = Result<Option<T>>> + Send,
 {
     let mut waiting: Vec<&Member> = repositories.to_read().filter(|member| whom(member)).collect();
+    waiting.sort_by_key(|member| member.is_away());
     waiting.reverse();
     let question = &question;
     let mut asked = FuturesUnordered::new();
@@ -64,14 +66,20 @@ where
     }
 }
 
-fn warn(member: &Member, error: &Error) {
+/// Says that another repository stands in for one that failed.
+pub(super) fn warn(member: &Member, error: &Error) {
     tracing::warn!(error = %error.in_one_line(), "{member} cannot be read; another repository is");
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
     use super::*;
     use crate::ErrorKind;
+    use crate::repository::Location;
+    use crate::tests::faulty::{Fault, Faulty, Of};
 
     async fn three() -> Repositories {
         let (a, b, c) = (Repository::in_memory(), Repository::in_memory(), Repository::in_memory());
@@ -114,6 +122,31 @@ mod tests {
         };
         let Asked::Found(_, found) = ask(&all, |_| true, question).await else { panic!("it is in the second") };
         assert_eq!(found, 1);
+    }
+
+    #[tokio::test]
+    async fn one_that_cannot_be_opened_is_waited_for_once_and_asked_all_the_same_when_no_other_has_it() {
+        let (store, first) = Faulty::repository().await;
+        let (id, second) = (first.id().to_owned(), Repository::in_memory().await.unwrap());
+        let all =
+            Repositories::default().at("first", Location::store(Arc::new(store.clone()), "first:", 1 << 20), true);
+        let all = all.and(second);
+        store.inject(Fault::Hangs, Of::All, "");
+        let anybody = |repository: &Repository| {
+            let asked = repository.id().to_owned();
+            async move { Ok(Some(asked)) }
+        };
+        for again in [false, true] {
+            let begun = Instant::now();
+            let Asked::Found(_, answered) = ask(&all, |_| true, anybody).await else { panic!("the second answers") };
+            assert!(answered != id && (begun.elapsed() >= STAGGER) != again, "{again}: {:?}", begun.elapsed());
+        }
+        store.mend();
+        let only_first = |repository: &Repository| {
+            let has_it = (repository.id() == id).then_some(());
+            async move { Ok(has_it) }
+        };
+        assert!(matches!(ask(&all, |_| true, only_first).await, Asked::Found(..)));
     }
 
     #[tokio::test]

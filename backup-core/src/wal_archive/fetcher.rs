@@ -14,7 +14,7 @@ use super::local_file::{check_segment, cluster_beside};
 use super::prefetched::{Prefetched, Temporary};
 use super::stored::StoredFile;
 use super::unseal::DataKeys;
-use super::{CHUNK_SIZE, Tools, only_cluster, tail, unknown_cluster};
+use super::{CHUNK_SIZE, Tools, only_cluster, tail};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::keys::Identity;
@@ -211,13 +211,7 @@ impl Fetcher {
         let path = to.to_owned();
         match blocking(move || cluster_beside(&path)).await?? {
             Some(cluster) => Ok(target.wal_of(cluster)),
-            None => match ask(repositories, |_| true, |repository| only_cluster(repository, target)).await {
-                Asked::Found(_, cluster) => Ok(target.wal_of(cluster)),
-                Asked::Nowhere(failures) => Err(failures.into_iter().next().map_or_else(
-                    || unknown_cluster(format!("no repository holds WAL of '{target}'")),
-                    |(_, error)| error,
-                )),
-            },
+            None => Ok(target.wal_of(only_cluster(repositories, target).await?)),
         }
     }
 
@@ -251,8 +245,11 @@ impl Fetcher {
         Err(failure.unwrap_or_else(|| Error::internal(Stage::Fetch, "no repository was asked")))
     }
 
-    /// The repository to fetch ahead from: the first that answers.
+    /// The repository to fetch ahead from: the first that is open, else the first that answers.
     pub(super) async fn first(&self) -> Result<&Repository> {
+        if let Some(open) = self.0.repositories.to_read().find_map(Member::repository) {
+            return Ok(open);
+        }
         let opened = |repository| async move { Ok(Some(repository)) };
         match ask(&self.0.repositories, |_| true, opened).await {
             Asked::Found(_, repository) => Ok(repository),

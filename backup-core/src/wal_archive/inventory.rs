@@ -1,6 +1,6 @@
 //! What an archive holds: ranges of segments, the gaps between them, and how old it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path as FilePath;
 use std::time::Duration;
@@ -53,6 +53,8 @@ pub struct TimelineInventory {
     pub tail: Option<Lsn>,
     /// The newest segment of which pieces were received, full meanwhile or not.
     pub tail_segment: Option<SegmentName>,
+    /// Segments that are whole, and of which there are pieces all the same.
+    pub leftovers: Vec<SegmentName>,
     /// When the newest object came, a piece of a segment too, by the clock of the store.
     pub written: Option<Timestamp>,
     /// Bytes in the repository.
@@ -174,6 +176,8 @@ struct Seen {
     written: Option<Timestamp>,
     /// The newest segment of which there are pieces.
     tail: Option<(SegmentName, Vec<TailPiece>)>,
+    /// All segments of which there are pieces.
+    in_pieces: BTreeSet<SegmentName>,
 }
 
 impl Seen {
@@ -183,6 +187,7 @@ impl Seen {
     }
 
     fn add_piece(&mut self, segment: SegmentName, piece: TailPiece) {
+        self.in_pieces.insert(segment);
         match &mut self.tail {
             Some((newest, _)) if *newest > segment => {}
             Some((newest, pieces)) if *newest == segment => pieces.push(piece),
@@ -209,6 +214,12 @@ impl Seen {
         }
     }
 
+    fn is_whole(&self, segment: SegmentName) -> bool {
+        let SegmentName { log, segment, .. } = segment;
+        let bits = self.segments.get(&(log, segment / 256));
+        bits.is_some_and(|bits| bits[segment as usize % 256 / 64] >> (segment % 64) & 1 == 1)
+    }
+
     fn names(&self, timeline: Timeline) -> impl DoubleEndedIterator<Item = SegmentName> {
         self.segments.iter().flat_map(move |(&(log, block), bits)| {
             let bits = *bits;
@@ -231,6 +242,7 @@ impl Seen {
             archived: None,
             tail: None,
             tail_segment: self.tail.as_ref().map(|(segment, _)| *segment),
+            leftovers: self.in_pieces.iter().copied().filter(|segment| self.is_whole(*segment)).collect(),
             written: self.written,
             stored_bytes: self.bytes,
         };

@@ -25,6 +25,7 @@ mod filling;
 mod session;
 mod upload;
 
+use begin::{Behind, Leftover};
 use session::{Ended, Session};
 
 /// The largest segments that are received: one is held in memory until it is full.
@@ -141,6 +142,10 @@ struct Known {
     streamed: bool,
     /// Log from here on was removed by the server; it is to be left out.
     gap_from: Option<Lsn>,
+    /// Who lacks the log with which this connection begins.
+    behind: Option<Behind>,
+    /// What those who received before could not remove any more.
+    leftovers: Vec<Leftover>,
 }
 
 impl ReceiverOptions {
@@ -265,6 +270,12 @@ impl Receiver {
                 if self.options.skip_gap {
                     (known.durable, known.gap_from) = (None, Some(from));
                     return error;
+                }
+                if let (Some(Behind { repository, ahead }), None) = (&known.behind, known.durable) {
+                    let message = format!("the server has removed its WAL from {from} on, which {repository} lacks");
+                    return Error::new(ErrorKind::NotFound, Stage::Source, message).with_source(error).with_hint(format!(
+                        "{ahead} has more of it: run 'backup copy --from {ahead} --to {repository}', and begin again"
+                    ));
                 }
                 let message = format!("the server has removed its WAL from {from} on: this is a gap in the archive");
                 Error::new(ErrorKind::NotFound, Stage::Source, message).with_source(error).with_hint(

@@ -53,6 +53,15 @@ pub(super) async fn reach(repository: &Repository, archive: &WalPath, segment: S
     Ok(chain(&pieces).last().map_or(0, |piece| piece.end))
 }
 
+/// Removes the pieces of a segment.
+pub(super) async fn remove(repository: &Repository, archive: &WalPath, segment: SegmentName) -> Result<()> {
+    let pieces = pieces(repository, archive, segment).await?;
+    let paths: Vec<_> = pieces.iter().map(|piece| Ok(archive.tail_piece(segment, piece))).collect();
+    let removed = repository.store().delete_stream(Box::pin(futures::stream::iter(paths)));
+    let failed = |e| repository.error(e, "remove", &archive.tail(segment));
+    removed.try_for_each(|_| async { Ok(()) }).await.map_err(failed)
+}
+
 /// Writes a segment of which there are pieces to `file`, which is empty, and zeros behind them; proves each, and that it is that segment.
 ///
 /// # Errors

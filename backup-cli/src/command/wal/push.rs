@@ -13,13 +13,17 @@ use crate::keys::Recipients;
 
 use super::{archiver_options, target};
 
+/// An optional repository may take this part of the time when it is opened, and again when it is asked, sent to, and asked what came of it: not even
+/// all of that together keeps a file from being archived.
+const LAG_SHARE: u32 = 5;
+
 /// How long an upload may take to end, once it is too late for it to succeed.
 const END_DEADLINE: Duration = Duration::from_secs(3);
 
 pub(crate) async fn run(app: &App, args: &PushArgs) -> Result<Exit> {
     let pushing = push(app, args);
     tokio::pin!(pushing);
-    let pushed = match tokio::time::timeout(Duration::from_secs(args.timeout), &mut pushing).await {
+    let pushed = match tokio::time::timeout(time(args), &mut pushing).await {
         Ok(pushed) => pushed?,
         Err(_) => {
             app.cancel.cancel();
@@ -39,6 +43,11 @@ pub(crate) async fn run(app: &App, args: &PushArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// How long it may take.
+fn time(args: &PushArgs) -> Duration {
+    Duration::from_secs(args.timeout)
+}
+
 async fn push(app: &App, args: &PushArgs) -> Result<Pushed> {
     let target = target(&app.config)?;
     let repositories = repositories(&app.config)?;
@@ -47,6 +56,6 @@ async fn push(app: &App, args: &PushArgs) -> Result<Pushed> {
     options.system_identifier = args.system_identifier;
     options.look_ahead = args.look_ahead;
     options.cancel = app.cancel.child_token();
-    repositories.open_all(options.optional_lag).await?;
+    options.optional_lag = options.optional_lag.min(time(args) / LAG_SHARE);
     Archiver::new(repositories, target, epochs, options)?.push(&args.path).await
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::Result;
+use backup_core::repository::Member;
 use backup_core::repository::layout::TargetName;
 use backup_core::wal_archive::{Archiver, Epochs, EventCallback, Receiver, ReceiverEvent, ReceiverOptions, Slot};
 
@@ -33,7 +34,8 @@ async fn archiver(app: &App, target: TargetName) -> Result<Archiver> {
     // It may run for longer than a key is used.
     let epochs = Epochs::chosen_by(move || recipients.current()).await?;
     let options = archiver_options(app)?;
-    repositories.open_all(options.optional_lag).await?;
+    // The archiver opens the optional ones, and leaves alone what is away.
+    repositories.filtered(Member::is_required).open_all(options.optional_lag).await?;
     // Its uploads are not cancelled when we are told to stop: what was received becomes durable first.
     Archiver::new(repositories, target, epochs, options)
 }

@@ -1,6 +1,7 @@
 //! One volume from the one repository to the other, proved while it passes: it is completed only when its digest is right.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
@@ -14,6 +15,8 @@ use crate::upload::{ObjectUpload, Part};
 
 /// Pieces of one volume on their way at once, as far as there is memory for them.
 const READS: usize = 3;
+/// How long giving up an unfinished upload may take.
+const ABORT_DEADLINE: Duration = Duration::from_secs(10);
 /// The most parts of one object, with room to S3's limit of 10,000.
 const PARTS_MAX: u64 = 9_000;
 
@@ -50,7 +53,7 @@ impl Run<'_> {
         if matches!(sent, Ok(None)) {
             return sent;
         }
-        match (sent, upload.abort().await) {
+        match (sent, upload.abort(ABORT_DEADLINE).await) {
             (Err(error), Err(cleanup)) => Err(error.with_cleanup(cleanup)),
             (Ok(_), Err(cleanup)) => Err(cleanup),
             (sent, Ok(())) => sent,

@@ -131,6 +131,7 @@ mod tests {
             archived: None,
             tail: None,
             tail_segment: None,
+            leftovers: Vec::new(),
             written: None,
             stored_bytes: 0,
         };

@@ -4,6 +4,7 @@
 //! for a while.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::ObjectName;
 use crate::postgres::wal::WalFile;
 use crate::repository::layout::WalPath;
-use crate::repository::{Member, Repository, too_late};
+use crate::repository::{Member, Repositories, Repository, too_late};
 use crate::upload::{Race, Racer};
 use crate::wal_archive::local_file::{Digested, LocalFile};
 use crate::wal_archive::seal::{Room, Unsealed, Written};
@@ -38,6 +39,16 @@ pub struct Missed {
     pub error: String,
 }
 
+/// An optional repository that failed, and is left alone for a while.
+#[derive(Debug, Clone)]
+pub(super) struct Away {
+    member: Member,
+    since: Instant,
+    why: String,
+    /// Whether somebody knows; clones share it.
+    told: Arc<AtomicBool>,
+}
+
 /// A file that is durable in every required repository.
 #[derive(Debug)]
 pub(in crate::wal_archive) struct Stored {
@@ -54,29 +65,47 @@ type Settled = Result<(Pushed, Written)>;
 struct Course {
     race: Arc<Race>,
     room: Room,
+    /// Those that it does not go to.
+    left_alone: Vec<Away>,
 }
 
 impl Archiver {
-    /// Opens the repositories, but those optional ones that were away a moment ago.
+    /// Opens the repositories, but those optional ones that were away a moment ago. An optional one that cannot be opened is left alone, too.
     ///
     /// # Errors
     /// The first of a required one.
     pub(in crate::wal_archive) async fn open(&self) -> Result<()> {
-        self.present().open_all(self.0.optional_lag).await
+        let (present, _) = self.present();
+        present.open_all(self.0.optional_lag).await?;
+        for member in present.members().iter().filter(|member| !member.is_required()) {
+            if let Some(error) = member.failure() {
+                self.leave_alone(member, &error, false);
+            }
+        }
+        Ok(())
     }
 
-    /// All repositories but those that are left alone.
-    fn present(&self) -> crate::repository::Repositories {
+    /// Opens the required repositories alone.
+    ///
+    /// # Errors
+    /// The first of them.
+    pub(in crate::wal_archive) async fn open_required(&self) -> Result<()> {
+        self.0.repositories.filtered(Member::is_required).open_all(Duration::ZERO).await
+    }
+
+    /// All repositories but those that are left alone, and these.
+    fn present(&self) -> (Repositories, Vec<Away>) {
         let mut away = self.0.away.lock().unwrap_or_else(PoisonError::into_inner);
-        away.retain(|(_, since)| since.elapsed() < AWAY);
-        self.0.repositories.filtered(|member| !away.iter().any(|(away, _)| away.is(member)))
+        away.retain(|away| away.since.elapsed() < AWAY);
+        let present = self.0.repositories.filtered(|member| !away.iter().any(|away| away.member.is(member)));
+        (present, away.clone())
     }
 
     fn course(&self) -> Result<Course> {
-        let present = self.present();
+        let (present, left_alone) = self.present();
         let room = Room::for_all(present.open());
         let race = Race::new(&present, self.0.optional_lag, room.shared.waiting().clone(), None)?;
-        Ok(Course { race: Arc::new(race), room })
+        Ok(Course { race: Arc::new(race), room, left_alone })
     }
 
     /// Stores a file, in each repository unless it is there.
@@ -86,7 +115,7 @@ impl Archiver {
         digested: &Digested,
         stop: &CancellationToken,
     ) -> Result<Stored> {
-        let Course { race, room } = self.course()?;
+        let Course { race, room, left_alone } = self.course()?;
         let archive = self.archive_of(file);
         let found = tokio::select! {
             found = look(&race, &archive, file, digested) => found?,
@@ -110,10 +139,12 @@ impl Archiver {
             settling.push((Arc::clone(racer), sent));
         }
         let settled = settle(&race, &archive, file, digested, settling).await;
-        self.conclude(&race, file.name, found, settled)
+        let mut stored = self.conclude(&race, file.name, found, settled)?;
+        stored.missed.extend(left_alone.iter().map(|away| away.misses(file.name)));
+        Ok(stored)
     }
 
-    /// Stores an object under a name that is nobody else's.
+    /// Stores an object under a name that is nobody else's. What is left alone misses many of these: that is told once each time.
     pub(in crate::wal_archive) async fn store_object(
         &self,
         file: &LocalFile,
@@ -121,7 +152,7 @@ impl Archiver {
         name: ObjectName,
         path: Path,
     ) -> Result<()> {
-        let Course { race, room } = self.course()?;
+        let Course { race, room, left_alone } = self.course()?;
         let epoch = self.epoch().await?;
         let unsealed = Unsealed { file, digested, name, epoch: &epoch };
         let sealing = self.sealing();
@@ -135,7 +166,9 @@ impl Archiver {
                 settled.insert(id.to_owned(), Err(racer.take_why().unwrap_or_else(|| not_stored(racer))));
             }
         }
-        let stored = self.conclude(&race, file.name, HashMap::new(), settled)?;
+        let mut stored = self.conclude(&race, file.name, HashMap::new(), settled)?;
+        let untold = left_alone.iter().filter(|away| !away.told.load(Ordering::Relaxed));
+        stored.missed.extend(untold.map(|away| away.misses(file.name)));
         self.tell_missed(&stored.missed);
         Ok(())
     }
@@ -178,16 +211,30 @@ impl Archiver {
     fn missed(&self, member: &Member, file: WalFile, error: &Error) -> Missed {
         // Another file of that name, or a full disk, says nothing of the next file.
         if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::NotFound | ErrorKind::Config) {
-            let mut away = self.0.away.lock().unwrap_or_else(PoisonError::into_inner);
-            away.push((member.clone(), Instant::now()));
+            self.leave_alone(member, error, true);
         }
         Missed { repository: member.name().to_owned(), file: file.to_string(), error: error.in_one_line() }
+    }
+
+    fn leave_alone(&self, member: &Member, error: &Error, told: bool) {
+        let mut away = self.0.away.lock().unwrap_or_else(PoisonError::into_inner);
+        if !away.iter().any(|away| away.member.is(member)) {
+            let (member, why, told) = (member.clone(), error.in_one_line(), Arc::new(AtomicBool::new(told)));
+            away.push(Away { member, since: Instant::now(), why, told });
+        }
     }
 
     pub(in crate::wal_archive) fn tell_missed(&self, missed: &[Missed]) {
         if let Some(callback) = &self.0.on_missed {
             missed.iter().for_each(|missed| callback(missed));
         }
+    }
+}
+
+impl Away {
+    fn misses(&self, file: WalFile) -> Missed {
+        self.told.store(true, Ordering::Relaxed);
+        Missed { repository: self.member.name().to_owned(), file: file.to_string(), error: self.why.clone() }
     }
 }
 

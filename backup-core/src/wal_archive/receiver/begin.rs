@@ -2,7 +2,7 @@
 
 use super::{Known, Receiver, ReceiverEvent, Slot, heard};
 use crate::error::{Error, Result, Stage};
-use crate::postgres::wal::{History, Lsn, SegmentSize, Timeline, WalFile};
+use crate::postgres::wal::{History, Lsn, SegmentName, SegmentSize, Timeline, WalFile};
 use crate::postgres::wire::{Connection, Identity, Mode, WalPosition};
 use crate::repository::Repository;
 use crate::wal_archive::inventory::{ClusterInventory, Inventory, SegmentRange};
@@ -12,6 +12,50 @@ use crate::wal_archive::stored::StoredFile;
 struct Archived {
     end: WalPosition,
     ranges: Vec<SegmentRange>,
+}
+
+/// What a required repository has of the server's log; nothing, when it has no archive of it.
+struct Holding {
+    repository: String,
+    archived: Option<Archived>,
+    leftovers: Vec<Leftover>,
+}
+
+/// A tail that nobody needs: its segment is whole there.
+pub(super) type Leftover = (Repository, SegmentName);
+
+/// A required repository that lacks log which another one has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Behind {
+    pub(super) repository: String,
+    pub(super) ahead: String,
+}
+
+impl Holding {
+    /// The first position that is missing, from `kept` on if the server keeps its log for us. Then what was told to nobody to be durable counts as
+    /// missing in a repository without an archive, too: the others may have got it before they all had it.
+    fn missing(&self, kept: Option<WalPosition>) -> Option<WalPosition> {
+        match (&self.archived, kept) {
+            (Some(archived), Some(kept)) if kept.timeline == archived.end.timeline => {
+                Some(archived.first_missing(kept))
+            }
+            (Some(archived), _) => Some(archived.end),
+            (None, kept) => kept,
+        }
+    }
+}
+
+/// The first position that is missing anywhere, and in which repository if another one has it.
+fn first_missing(all: &[Holding], kept: Option<WalPosition>) -> (Option<WalPosition>, Option<Behind>) {
+    let place = |position: &WalPosition| (position.timeline, position.lsn);
+    let missing = || all.iter().filter_map(|one| Some((one, one.missing(kept)?)));
+    let least = missing().min_by_key(|(_, position)| place(position));
+    let most = missing().max_by_key(|(_, position)| place(position));
+    let behind = least
+        .zip(most)
+        .filter(|((_, least), (_, most))| place(least) < place(most))
+        .map(|(least, most)| Behind { repository: least.0.repository.clone(), ahead: most.0.repository.clone() });
+    (least.map(|(_, position)| position), behind)
 }
 
 impl Archived {
@@ -28,7 +72,8 @@ impl Archived {
 
 impl Receiver {
     /// Where to begin: behind what is durable without a hole, as far back as a slot keeps the log, else where the slot stands, else where the server
-    /// is; always at the beginning of a segment. Of several repositories, what the one that has least lacks; those without an archive do not count.
+    /// is; always at the beginning of a segment. Of several required repositories, what the one that has least lacks; one without an archive lacks
+    /// what the slot keeps. Behind log that was removed, it is where the slot stands.
     pub(super) async fn start(
         &self,
         connection: &mut Connection,
@@ -39,29 +84,41 @@ impl Receiver {
     ) -> Result<WalPosition> {
         let of_segment = |position: WalPosition| WalPosition { lsn: size.start_of(position.lsn), ..position };
         let at_server = of_segment(WalPosition { lsn: identity.position, timeline: identity.timeline });
-        if let Some(from) = known.gap_from.take() {
-            self.tell(&ReceiverEvent::Gap { from, to: at_server.lsn });
-            return Ok(at_server);
+        let lasting = slot.filter(|_| !matches!(self.options.slot, Slot::Temporary));
+        known.behind = None;
+        if let Some(from) = known.gap_from {
+            let kept = self.kept(connection, identity, lasting).await?.map(of_segment);
+            // Else even that is gone.
+            let to = kept.filter(|kept| kept.lsn > size.start_of(from)).unwrap_or(at_server);
+            known.gap_from = None;
+            self.tell(&ReceiverEvent::Gap { from, to: to.lsn });
+            return Ok(to);
         }
         if let Some(durable) = known.durable {
             return Ok(of_segment(durable));
         }
-        let archived = self.archived(connection, identity, size).await?;
-        let lasting = slot.filter(|_| !matches!(self.options.slot, Slot::Temporary));
+        let mut all = self.held(connection, identity, size).await?;
         // Before version 15 asking takes rights of its own, so it is done only if the answer matters.
-        let asked = match &archived[..] {
-            [] => true,
-            some => connection.server_major()? >= 15 || some.iter().any(|archived| archived.ranges.len() > 1),
-        };
-        let kept = match lasting {
-            Some(name) if asked => self.restart(connection, identity, name).await?.map(of_segment),
-            _ => None,
-        };
-        let missing = archived.iter().map(|archived| match kept {
-            Some(kept) if kept.timeline == archived.end.timeline => archived.first_missing(kept),
-            _ => archived.end,
-        });
-        Ok(missing.min_by_key(|position| (position.timeline, position.lsn)).or(kept).unwrap_or(at_server))
+        let whole = |one: &Holding| one.archived.as_ref().is_some_and(|archived| archived.ranges.len() < 2);
+        let asked = connection.server_major()? >= 15 || !all.iter().all(whole);
+        let kept = self.kept(connection, identity, lasting.filter(|_| asked)).await?.map(of_segment);
+        let (missing, behind) = first_missing(&all, kept);
+        known.behind = behind;
+        known.leftovers = all.iter_mut().flat_map(|one| std::mem::take(&mut one.leftovers)).collect();
+        Ok(missing.unwrap_or(at_server))
+    }
+
+    /// From where on the server keeps its log for us.
+    async fn kept(
+        &self,
+        connection: &mut Connection,
+        identity: &Identity,
+        slot: Option<&str>,
+    ) -> Result<Option<WalPosition>> {
+        match slot {
+            Some(slot) => self.restart(connection, identity, slot).await,
+            None => Ok(None),
+        }
     }
 
     /// From where on the server keeps its log for a slot.
@@ -96,26 +153,29 @@ impl Receiver {
         Ok(Some(WalPosition { lsn, timeline }))
     }
 
-    /// What there is in each required repository that has an archive.
-    async fn archived(
-        &self,
-        connection: &mut Connection,
-        identity: &Identity,
-        size: SegmentSize,
-    ) -> Result<Vec<Archived>> {
-        self.archiver.open().await?;
+    /// What there is in each required repository.
+    async fn held(&self, connection: &mut Connection, identity: &Identity, size: SegmentSize) -> Result<Vec<Holding>> {
+        self.archiver.open_required().await?;
         let mut history_known = None;
         let mut all = Vec::new();
         for member in self.archiver.repositories().members().iter().filter(|member| member.is_required()) {
             let repository = member.open().await?;
             let inventory = Inventory::read(repository, self.archiver.target()).await?;
             let mut clusters = inventory.clusters.into_iter();
-            let Some(cluster) = clusters.find(|c| c.system_identifier == identity.system) else { continue };
-            let history = match &history_known {
-                Some(history) => history,
-                None => history_known.insert(history(connection, identity).await?),
+            let mut leftovers = Vec::new();
+            let archived = match clusters.find(|c| c.system_identifier == identity.system) {
+                Some(cluster) => {
+                    let segments = cluster.timelines.iter().flat_map(|timeline| &timeline.leftovers);
+                    leftovers.extend(segments.map(|segment| (repository.clone(), *segment)));
+                    let history = match &history_known {
+                        Some(history) => history,
+                        None => history_known.insert(history(connection, identity).await?),
+                    };
+                    self.archived_in(repository, cluster, history, identity, size).await?
+                }
+                None => None,
             };
-            all.extend(self.archived_in(repository, cluster, history, identity, size).await?);
+            all.push(Holding { repository: member.name().to_owned(), archived, leftovers });
         }
         Ok(all)
     }
@@ -165,22 +225,58 @@ async fn history(connection: &mut Connection, identity: &Identity) -> Result<His
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::postgres::wal::SegmentName;
+
+    fn position(segment: u64) -> WalPosition {
+        WalPosition { lsn: Lsn(segment << 24), timeline: Timeline::FIRST }
+    }
+
+    fn range(start: u32, end: u32) -> SegmentRange {
+        let name = |segment| SegmentName { timeline: Timeline::FIRST, log: 0, segment };
+        let segments = u64::from(end - start);
+        let (start_lsn, end_lsn) = (position(start.into()).lsn, position(end.into()).lsn);
+        SegmentRange { first: name(start), last: name(end - 1), segments, start: start_lsn, end: end_lsn }
+    }
+
+    /// Repositories that are called a, b, … and hold these segments.
+    fn all(segments: &[Option<(u32, u32)>]) -> Vec<Holding> {
+        let archived =
+            |(start, end): (u32, u32)| Archived { end: position(end.into()), ranges: vec![range(start, end)] };
+        let names = ["a", "b", "c"].map(str::to_owned).into_iter();
+        names
+            .zip(segments)
+            .map(|(repository, held)| Holding { repository, archived: held.map(archived), leftovers: Vec::new() })
+            .collect()
+    }
 
     #[test]
     fn a_hole_behind_the_slot_is_received_and_one_before_it_is_not() {
-        let position = |segment: u64| WalPosition { lsn: Lsn(segment << 24), timeline: Timeline::FIRST };
-        let range = |start: u32, end: u32| {
-            let name = |segment| SegmentName { timeline: Timeline::FIRST, log: 0, segment };
-            let segments = u64::from(end - start);
-            let (start_lsn, end_lsn) = (position(start.into()).lsn, position(end.into()).lsn);
-            SegmentRange { first: name(start), last: name(end - 1), segments, start: start_lsn, end: end_lsn }
-        };
         let archived = Archived { end: position(30), ranges: vec![range(5, 10), range(12, 20), range(29, 30)] };
         for (kept, first) in
             [(2, 2), (5, 10), (9, 10), (10, 10), (11, 11), (15, 20), (20, 20), (29, 30), (30, 30), (40, 30)]
         {
             assert_eq!(archived.first_missing(position(kept)), position(first), "{kept}");
         }
+    }
+
+    #[test]
+    fn what_only_one_of_two_repositories_lacks_is_told_to_be_in_the_other() {
+        let behind =
+            |repository: &str, ahead: &str| Some(Behind { repository: repository.to_owned(), ahead: ahead.to_owned() });
+        for kept in [None, Some(position(8))] {
+            let copied_long_ago = all(&[Some((2, 9)), Some((2, 5))]);
+            assert_eq!(first_missing(&copied_long_ago, kept), (Some(position(5)), behind("b", "a")));
+            let lacking_the_same = all(&[Some((2, 5)), Some((1, 5))]);
+            assert_eq!(first_missing(&lacking_the_same, kept), (Some(position(5)), None));
+        }
+    }
+
+    #[test]
+    fn what_a_repository_without_an_archive_never_got_is_received_if_a_slot_keeps_it() {
+        let first_job_failed_there = all(&[Some((7, 8)), None]);
+        assert_eq!(first_missing(&first_job_failed_there, Some(position(7))).0, Some(position(7)));
+        assert_eq!(first_missing(&first_job_failed_there, None).0, Some(position(8)));
+        let new = all(&[None, None]);
+        assert_eq!(first_missing(&new, Some(position(7))), (Some(position(7)), None));
+        assert_eq!(first_missing(&new, None), (None, None));
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -13,6 +14,7 @@ use crate::encrypt::random;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::postgres::wal::{Lsn, SegmentSize, SystemIdentifier};
 use crate::postgres::wire::{Connection, StandbyStatus, WalMessage, WalPosition, WalStream};
+use crate::repository::Repository;
 
 /// How often the server hears from us: well within `wal_sender_timeout`, which is a minute unless somebody changed it.
 const STATUS: Duration = Duration::from_secs(10);
@@ -40,15 +42,20 @@ pub(super) struct Session<'a> {
     start: WalPosition,
     filling: Filling,
     waiting: VecDeque<Job>,
-    upload: Option<(Job, AbortOnDropHandle<Result<()>>)>,
+    upload: Option<(Job, AbortOnDropHandle<Uploaded>)>,
+    /// Tails that are being removed.
+    removing: JoinSet<()>,
     durable: Lsn,
     /// When the server was last heard of, or was not listened to.
     heard: Instant,
 }
 
+/// The repositories that have no use for the tail of a segment any more.
+type Uploaded = Result<Vec<Repository>>;
+
 enum Next {
     Message(Option<WalMessage>),
-    Uploaded(Result<()>),
+    Uploaded(Uploaded),
     Status,
     Flush,
     Stop,
@@ -66,7 +73,14 @@ impl<'a> Session<'a> {
         // What was durable before stays so, though we begin at the beginning of its segment.
         let durable = known.durable.map_or(start.lsn, |durable| durable.lsn.max(start.lsn));
         let (waiting, upload, heard) = (VecDeque::new(), None, Instant::now());
-        Self { receiver, known, cluster, start, filling, waiting, upload, durable, heard }
+        let (leftovers, archive) = (std::mem::take(&mut known.leftovers), receiver.archiver.target().wal_of(cluster));
+        let mut removing = JoinSet::new();
+        removing.spawn(async move {
+            for (repository, segment) in leftovers {
+                upload::remove_tail(vec![repository], archive.clone(), segment).await;
+            }
+        });
+        Self { receiver, known, cluster, start, filling, waiting, upload, removing, durable, heard }
     }
 
     pub(super) async fn run(mut self, mut stream: WalStream) -> Result<Ended> {
@@ -148,25 +162,16 @@ impl<'a> Session<'a> {
     }
 
     /// Takes note of an upload that ended. One that failed in a way that may pass is tried again, by and by.
-    fn uploaded(&mut self, done: Result<()>) -> Result<()> {
-        let Some((mut job, _)) = self.upload.take() else { return Ok(()) };
-        if let Err(error) = done {
-            if !super::may_pass(&error) {
-                return Err(error);
+    fn uploaded(&mut self, done: Uploaded) -> Result<()> {
+        let Some((job, _)) = self.upload.take() else { return Ok(()) };
+        let leftovers = match done {
+            Ok(leftovers) => leftovers,
+            Err(error) if !super::may_pass(&error) => return Err(error),
+            Err(error) => {
+                self.upload_again(job, &error);
+                return Ok(());
             }
-            self.receiver.tell(&ReceiverEvent::Retrying { error: error.in_one_line(), pause: RETRY });
-            // It may be stored all the same, with the answer lost: the next attempt is sealed anew, and needs a name of its own.
-            if let Job::Piece(_, piece, _) = &mut job {
-                piece.run = new_run();
-            }
-            let (archiver, cluster, of_task) = (self.receiver.archiver.clone(), self.cluster, job.clone());
-            let task = tokio::spawn(async move {
-                tokio::time::sleep(RETRY).await;
-                upload::store(archiver, cluster, &of_task).await
-            });
-            self.upload = Some((job, AbortOnDropHandle::new(task)));
-            return Ok(());
-        }
+        };
         let size = self.filling.size();
         let end = match &job {
             Job::Segment(name, _) => name.end(size),
@@ -179,8 +184,32 @@ impl<'a> Session<'a> {
         }
         if let Job::Segment(name, _) = job {
             self.receiver.tell(&ReceiverEvent::Segment(name));
+            let archive = self.receiver.archiver.target().wal_of(self.cluster);
+            while self.removing.try_join_next().is_some() {}
+            self.removing.spawn(upload::remove_tail(leftovers, archive, name));
         }
         Ok(())
+    }
+
+    fn upload_again(&mut self, mut job: Job, error: &Error) {
+        self.receiver.tell(&ReceiverEvent::Retrying { error: error.in_one_line(), pause: RETRY });
+        // It may be stored all the same, with the answer lost: the next attempt is sealed anew, and needs a name of its own.
+        if let Job::Piece(_, piece, _) = &mut job {
+            piece.run = new_run();
+        }
+        let (archiver, cluster, of_task) = (self.receiver.archiver.clone(), self.cluster, job.clone());
+        let task = tokio::spawn(async move {
+            tokio::time::sleep(RETRY).await;
+            upload::store(archiver, cluster, &of_task).await
+        });
+        self.upload = Some((job, AbortOnDropHandle::new(task)));
+    }
+
+    /// Waits a moment for tails that are being removed.
+    async fn tidy(&mut self) {
+        let removed = async { while self.removing.join_next().await.is_some() {} };
+        // What is left of them does no harm.
+        let _ = tokio::time::timeout(LEAVE_DEADLINE, removed).await;
     }
 
     fn has_reached_its_end(&self) -> bool {
@@ -202,6 +231,7 @@ impl<'a> Session<'a> {
         if let Ok(Err(error)) | Err(error) = tokio::time::timeout(LEAVE_DEADLINE, left).await.map_err(|_| late()) {
             tracing::debug!(%error, "left without taking leave");
         }
+        self.tidy().await;
         drained.map(|()| Ended::Stopped)
     }
 
@@ -222,6 +252,7 @@ impl<'a> Session<'a> {
         let (connection, next) = stream.finish().await?;
         self.waiting.extend(self.filling.piece());
         self.drain().await?;
+        self.tidy().await;
         match next {
             Some(next) => Ok(Ended::Timeline(connection, next)),
             None => Err(Error::new(ErrorKind::Source, Stage::Source, "the server stopped streaming: it shuts down")),

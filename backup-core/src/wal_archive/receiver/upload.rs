@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use futures::TryStreamExt;
+use futures::future::join_all;
 
 use super::filling::Job;
 use super::{Receiver, ReceiverEvent, may_pass};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::postgres::wal::page::FirstPage;
 use crate::postgres::wal::{SegmentName, SystemIdentifier, WalFile};
+use crate::repository::Repository;
+use crate::repository::layout::WalPath;
 use crate::wal_archive::Archiver;
 use crate::wal_archive::tail;
 
@@ -18,13 +20,16 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 const REMOVE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Repeats `work` until it succeeds, is cancelled, or fails in a way that does not pass.
-pub(super) async fn until_done<F: Future<Output = Result<()>>>(
+pub(super) async fn until_done<T, F: Future<Output = Result<T>>>(
     receiver: &Receiver,
     work: impl Fn() -> F,
-) -> Result<()> {
+) -> Result<T> {
     let mut pause = PAUSE;
     loop {
-        let Err(error) = work().await else { return Ok(()) };
+        let error = match work().await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
         if !may_pass(&error) {
             return Err(error);
         }
@@ -36,19 +41,26 @@ pub(super) async fn until_done<F: Future<Output = Result<()>>>(
     }
 }
 
-/// Makes one job durable.
-pub(super) async fn store(archiver: Archiver, cluster: SystemIdentifier, job: &Job) -> Result<()> {
+/// Makes one job durable. Returns the repositories in which the tail of its segment is only a leftover now: a complete object always wins over it.
+pub(super) async fn store(archiver: Archiver, cluster: SystemIdentifier, job: &Job) -> Result<Vec<Repository>> {
     match job {
         Job::Segment(name, bytes) => {
             check(*name, bytes)?;
-            archiver.store_received(cluster, WalFile::Segment(*name), bytes.clone()).await?;
-            // Only a leftover: a complete object always wins over a tail.
-            if let Err(error) = remove_tail(&archiver, cluster, *name).await {
-                tracing::warn!(%error, segment = %name, "cannot remove the tail of a segment that is complete");
-            }
-            Ok(())
+            archiver.store_received(cluster, WalFile::Segment(*name), bytes.clone()).await
         }
-        Job::Piece(name, piece, bytes) => archiver.store_piece(cluster, *name, piece, bytes.clone()).await,
+        Job::Piece(name, piece, bytes) => {
+            archiver.store_piece(cluster, *name, piece, bytes.clone()).await.map(|()| Vec::new())
+        }
+    }
+}
+
+/// Removes the tail of a segment that is complete in these repositories, if it can be done in a while. Nothing may wait for it.
+pub(super) async fn remove_tail(repositories: Vec<Repository>, archive: WalPath, segment: SegmentName) {
+    let removing = join_all(repositories.iter().map(|repository| tail::remove(repository, &archive, segment)));
+    let late = |_| Error::new(ErrorKind::Unavailable, Stage::Upload, "removing it took too long");
+    let removed = tokio::time::timeout(REMOVE_DEADLINE, removing).await.map_err(late);
+    if let Err(error) = removed.and_then(|removed| removed.into_iter().collect::<Result<()>>()) {
+        tracing::warn!(%error, %segment, "cannot remove the tail of a segment that is complete");
     }
 }
 
@@ -60,23 +72,4 @@ fn check(name: SegmentName, bytes: &[u8]) -> Result<()> {
         Error::new(ErrorKind::Integrity, Stage::Source, format!("what the server streamed is not the segment {name}"))
             .with_source(e)
     })
-}
-
-async fn remove_tail(archiver: &Archiver, cluster: SystemIdentifier, segment: SegmentName) -> Result<()> {
-    let archive = archiver.target().wal_of(cluster);
-    let removing = archiver.repositories().open().map(|repository| {
-        let archive = &archive;
-        async move {
-            let pieces = tail::pieces(repository, archive, segment).await?;
-            let paths: Vec<_> = pieces.iter().map(|piece| Ok(archive.tail_piece(segment, piece))).collect();
-            let removed = repository.store().delete_stream(Box::pin(futures::stream::iter(paths)));
-            let failed = |e| repository.error(e, "remove", &archive.tail(segment));
-            removed.try_for_each(|_| async { Ok(()) }).await.map_err(failed)
-        }
-    });
-    let removing = futures::future::join_all(removing);
-    // An optional repository that hangs must not hold up the log.
-    let removed = tokio::time::timeout(REMOVE_DEADLINE, removing).await;
-    let late = |_| Error::new(ErrorKind::Unavailable, Stage::Upload, "removing it took too long");
-    removed.map_err(late)?.into_iter().collect()
 }

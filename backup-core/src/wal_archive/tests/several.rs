@@ -1,8 +1,10 @@
-//! An archive in several repositories: durable in all that are required, absent only when all say so.
+//! An archive in several repositories: durable in all that are required.
 
 use super::*;
 use crate::repository::Repositories;
 use crate::tests::faulty::{Fault, Faulty, Of};
+
+mod fetching;
 
 const LAG: Duration = Duration::from_millis(300);
 
@@ -35,15 +37,26 @@ impl Two {
     }
 
     fn archiver(&self, look_ahead: usize) -> Archiver {
+        self.archiver_of(self.all(), LAG, look_ahead)
+    }
+
+    fn archiver_of(&self, all: Repositories, optional_lag: Duration, look_ahead: usize) -> Archiver {
         let epochs = Epochs::new(vec![Arc::new(self.world.identity.recipients().remove(0))]).unwrap();
         let missed = Arc::clone(&self.missed);
         let options = ArchiverOptions {
             look_ahead,
-            optional_lag: LAG,
+            optional_lag,
             on_missed: Some(Arc::new(move |file: &Missed| missed.lock().unwrap().push(file.clone()))),
             ..ArchiverOptions::default()
         };
-        Archiver::new(self.all(), self.world.target(), epochs, options).unwrap()
+        Archiver::new(all, self.world.target(), epochs, options).unwrap()
+    }
+
+    /// The first, and the second as one that is still to be opened, which may keep the other waiting for `lag`.
+    fn unopened(&self, lag: Duration, look_ahead: usize) -> Archiver {
+        let second = Location::store(Arc::new(self.stores[1].clone()), "second:", 1 << 20);
+        let all = Repositories::from(self.repositories[0].clone()).at("second", second, false);
+        self.archiver_of(all, lag, look_ahead)
     }
 
     async fn push(&self, name: &str) -> Result<Pushed> {
@@ -169,16 +182,53 @@ async fn whether_a_file_is_there_already_is_judged_in_each_repository() {
 }
 
 #[tokio::test]
-async fn one_that_is_away_is_left_alone_for_a_while_by_whoever_archives_on() {
+async fn one_that_is_away_is_left_alone_for_a_while_and_told_of_each_file_that_it_misses() {
     let two = Two::new(false).await;
     let (first, second) = (two.world.segment(3, MIB, "x"), two.world.segment(4, MIB, "x"));
     two.stores[1].inject(Fault::Hangs, Of::Writes, "wal");
-    let archiver = two.archiver(0);
+    let archiver = two.archiver(1);
+    // The one behind waits, or it would be tried together with the first.
+    let ready = two.world.pg_wal("archive_status").join(format!("{second}.ready"));
+    fs::remove_file(&ready).unwrap();
     archiver.push(&two.world.pg_wal(&first)).await.unwrap();
     two.stores[1].mend();
+    assert_eq!(two.missed(), [first.as_str()]);
+    let third = two.world.segment(5, MIB, "x");
     archiver.push(&two.world.pg_wal(&second)).await.unwrap();
     assert!(two.has(0, &second).await && !two.has(1, &second).await);
-    assert_eq!(two.missed(), [first.as_str()], "what is not tried is not told again");
+    assert_eq!(two.missed(), [second.as_str()]);
+    assert_eq!(archiver.push(&two.world.pg_wal(&third)).await.unwrap(), Pushed::Ahead);
+    assert!(!two.has(1, &third).await);
+    assert_eq!(two.missed(), [third.as_str()], "also of one that was archived ahead");
+}
+
+#[tokio::test]
+async fn an_optional_repository_that_cannot_be_opened_is_waited_for_once() {
+    let two = Two::new(false).await;
+    let (first, second) = (two.world.segment(3, MIB, "x"), two.world.segment(4, MIB, "x"));
+    two.stores[1].inject(Fault::Hangs, Of::All, "");
+    two.stores[0].inject(Fault::Away, Of::Writes, "wal");
+    let lag = Duration::from_secs(4);
+    let archiver = two.unopened(lag, 0);
+    archiver.push(&two.world.pg_wal(&first)).await.unwrap_err();
+    two.stores[0].mend();
+    for name in [first, second] {
+        let again = tokio::time::timeout(lag, archiver.push(&two.world.pg_wal(&name))).await.expect("it is left alone");
+        assert_eq!(again.unwrap(), Pushed::Stored);
+        assert_eq!(two.missed(), [name.as_str()]);
+    }
+}
+
+#[tokio::test]
+async fn what_was_archived_ahead_is_answered_for_without_opening_an_optional_repository() {
+    let two = Two::new(false).await;
+    let names: Vec<String> = (3..5).map(|number| two.world.segment(number, MIB, "x")).collect();
+    two.archiver(1).push(&two.world.pg_wal(&names[0])).await.unwrap();
+    two.stores[1].inject(Fault::Hangs, Of::All, "");
+    let lag = Duration::from_secs(20);
+    let archiver = two.unopened(lag, 0);
+    let pushed = tokio::time::timeout(lag / 2, archiver.push(&two.world.pg_wal(&names[1]))).await;
+    assert_eq!(pushed.expect("nobody is waited for").unwrap(), Pushed::Ahead);
 }
 
 #[tokio::test]
@@ -206,116 +256,6 @@ async fn who_misses_what_was_archived_ahead_is_told_when_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_file_comes_from_whichever_repository_has_it_sound() {
-    let two = Two::new(true).await;
-    two.archived_in(1, &[3]).await;
-    let wanted = Some(fs::read(two.world.pg_wal(&name(3))).unwrap());
-    assert!(two.fetch(&name(3)).await.unwrap() == wanted, "the first lacks it");
-    for fault in [Fault::Away, Fault::Full, Fault::Hangs] {
-        two.stores[0].inject(fault, Of::Reads, "");
-        assert!(two.fetch(&name(3)).await.unwrap() == wanted, "{fault:?}");
-        two.stores[0].mend();
-    }
-    two.archived_in(0, &[3]).await;
-    let mut damaged = two.bytes(0, &name(3)).await;
-    let middle = damaged.len() / 2;
-    damaged[middle] ^= 1;
-    two.repositories[0].store().put(&two.world.object(&name(3)), damaged.into()).await.unwrap();
-    assert!(two.fetch(&name(3)).await.unwrap() == wanted, "the first is damaged");
-    // Broken in both: no absence.
-    two.stores[1].inject(Fault::Away, Of::Reads, "");
-    assert_eq!(two.fetch(&name(3)).await.unwrap_err().kind(), ErrorKind::Integrity);
-}
-
-#[tokio::test]
-async fn a_file_is_absent_only_when_every_repository_says_so() {
-    for file in [name(4), "00000002.history".to_owned()] {
-        for optional in [false, true] {
-            let two = Two::new(!optional).await;
-            two.archived_in(0, &[3]).await;
-            two.archived_in(1, &[3]).await;
-            assert_eq!(two.fetch(&file).await.unwrap(), None);
-            for (i, at) in [(0, ""), (1, ""), (0, "repository.json"), (1, "repository.json")] {
-                two.stores[i].inject(Fault::Away, Of::Reads, at);
-                let doubt = two.fetch(&file).await;
-                assert!(doubt.is_err(), "{file}, {i} away at '{at}', optional: {optional}");
-                two.stores[i].mend();
-            }
-            // A repository that is another now, or gone, cannot tell.
-            let document = Path::from("repository.json");
-            for i in 0..2 {
-                let kept = two.repositories[i].store().get(&document).await.unwrap().bytes().await.unwrap();
-                two.repositories[i].store().delete(&document).await.unwrap();
-                assert!(two.fetch(&file).await.is_err(), "{file}, {i} gone");
-                two.repositories[i].store().put(&document, kept.into()).await.unwrap();
-            }
-            assert_eq!(two.fetch(&file).await.unwrap(), None);
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_repository_that_cannot_be_opened_leaves_a_doubt_and_does_not_keep_files_away() {
-    let two = Two::new(true).await;
-    two.archived_in(0, &[3]).await;
-    let nowhere = Location::directory("/nonexistent/repository").unwrap();
-    for required in [true, false] {
-        let all = Repositories::from(two.repositories[0].clone()).at("away", nowhere.clone(), required);
-        let identity: Arc<dyn Identity> = Arc::new(two.world.identity.clone());
-        let options = FetcherOptions { patience: Duration::ZERO, ..FetcherOptions::default() };
-        let fetcher = Fetcher::new(all, two.world.target(), vec![identity], options).unwrap();
-        let to = two.world.pg_wal("RECOVERYXLOG");
-        assert!(matches!(fetcher.fetch(name(3).parse().unwrap(), &to).await.unwrap(), Fetched::Placed(_)));
-        let doubt = fetcher.fetch(name(4).parse().unwrap(), &to).await.unwrap_err();
-        assert!(doubt.hint().is_some(), "{doubt}");
-    }
-}
-
-#[tokio::test]
-async fn a_hole_is_one_when_any_repository_has_what_comes_later() {
-    for i in 0..2 {
-        let two = Two::new(true).await;
-        two.archived_in(i, &[3, 5]).await;
-        two.archived_in(1 - i, &[3]).await;
-        let error = two.fetch(&name(4)).await.unwrap_err();
-        assert!(error.to_string().contains("the archive has a hole"), "{error}");
-        assert_eq!(two.fetch(&name(6)).await.unwrap(), None);
-        // The other fills it.
-        two.archived_in(1 - i, &[4]).await;
-        assert!(two.fetch(&name(4)).await.unwrap().is_some());
-    }
-}
-
-#[tokio::test]
-async fn of_two_tails_the_longest_wins_and_no_shorter_one_stands_in_for_it() {
-    let (tail, bytes) = segment(1, 4, MIB, "tail");
-    let WalFile::Segment(segment) = tail.parse().unwrap() else { panic!() };
-    for longest in 0..2 {
-        let two = Two::new(true).await;
-        two.archived_in(0, &[3]).await;
-        two.archived_in(1, &[3]).await;
-        for (i, len) in [(longest, 500_000), (1 - longest, 300_000)] {
-            let piece = TailPiece { start: 0, end: len, run: "0123456789abcdef".to_owned() };
-            let sent = bytes[..len as usize].to_vec().into();
-            two.only(i).store_piece(SYSTEM, segment, &piece, sent).await.unwrap();
-        }
-        let fetched = two.fetch(&tail).await.unwrap().unwrap();
-        assert!(fetched[..500_000] == bytes[..500_000] && fetched[500_000..].iter().all(|byte| *byte == 0));
-        // What it held was told to be durable.
-        for at in [".tail", "repository.json"] {
-            for i in 0..2 {
-                two.stores[i].inject(Fault::Away, Of::Reads, at);
-                assert!(two.fetch(&tail).await.is_err(), "{i} away at {at}");
-                two.stores[i].mend();
-            }
-        }
-        // A whole one anywhere wins, and what comes later makes it a hole.
-        two.archived_in(1 - longest, &[5]).await;
-        assert!(two.fetch(&tail).await.unwrap_err().to_string().contains("a hole"));
-    }
-}
-
-#[tokio::test]
 async fn a_piece_is_durable_when_every_required_repository_has_it() {
     let (tail, bytes) = segment(1, 4, MIB, "tail");
     let WalFile::Segment(segment) = tail.parse().unwrap() else { panic!() };
@@ -327,4 +267,38 @@ async fn a_piece_is_durable_when_every_required_repository_has_it() {
         assert_eq!(stored.is_ok(), !second_required);
         assert_eq!(two.missed().len(), usize::from(!second_required));
     }
+    // One that cannot be opened is told of the first piece that it misses, and then of what is whole.
+    let two = Two::new(false).await;
+    two.stores[1].inject(Fault::Away, Of::All, "");
+    let archiver = two.unopened(LAG, 0);
+    for run in ["0123456789abcdef", "fedcba9876543210"] {
+        let piece = TailPiece { run: run.to_owned(), ..piece.clone() };
+        archiver.store_piece(SYSTEM, segment, &piece, bytes[..500_000].to_vec().into()).await.unwrap();
+    }
+    assert_eq!(two.missed(), [tail.as_str()]);
+    archiver.store_received(SYSTEM, WalFile::Segment(segment), bytes.into()).await.unwrap();
+    assert_eq!(two.missed(), [tail.as_str()]);
+}
+
+#[tokio::test]
+async fn a_repository_that_missed_a_segment_keeps_the_tail_of_it() {
+    let (tail, bytes) = segment(1, 4, MIB, "tail");
+    let WalFile::Segment(segment) = tail.parse().unwrap() else { panic!() };
+    let two = Two::new(false).await;
+    let archiver = two.archiver(0);
+    let piece = TailPiece { start: 0, end: 500_000, run: "0123456789abcdef".to_owned() };
+    archiver.store_piece(SYSTEM, segment, &piece, bytes[..500_000].to_vec().into()).await.unwrap();
+    two.stores[1].inject(Fault::Away, Of::Writes, "wal");
+    let has_it = archiver.store_received(SYSTEM, WalFile::Segment(segment), bytes.into()).await.unwrap();
+    two.stores[1].mend();
+    let archive = two.world.target().wal_of(SYSTEM);
+    for (repository, leftovers) in two.repositories.iter().zip([&[segment][..], &[]]) {
+        let inventory = Inventory::read(repository, &two.world.target()).await.unwrap();
+        assert_eq!(inventory.clusters[0].timelines[0].leftovers, leftovers);
+    }
+    for repository in &has_it {
+        tail::remove(repository, &archive, segment).await.unwrap();
+    }
+    let reach = async |i: usize| tail::reach(&two.repositories[i], &archive, segment).await.unwrap();
+    assert_eq!((reach(0).await, reach(1).await), (0, 500_000));
 }
