@@ -104,6 +104,32 @@ fn a_host_that_holds_no_identity_prunes_and_verifies_and_restores_nothing() {
 }
 
 #[test]
+fn what_this_user_may_not_read_in_a_local_repository_hides_nothing_else() {
+    let host = Host::initialised(BACKUP);
+    save_on(&host, [500, 499, 1].into_iter());
+    host.save("other", "x");
+    let upload = host.repository().join("app/backups/x.vol#1");
+    std::fs::write(&upload, "never completed").unwrap();
+    age(&host.repository());
+    // As at the mount point of a file system.
+    let lost = host.repository().join("lost+found");
+    std::fs::create_dir(&lost).unwrap();
+    host.forbid(&lost);
+    let prune = || host.without_override(["prune", "--json"]).run();
+    let pruned = prune().json();
+    assert_eq!((&pruned["staging"]["objects"], &pruned["problems"]), (&json!(1), &json!([])), "{pruned}");
+    assert!(!upload.exists() && pruned["removed"]["objects"].as_u64() > Some(1), "{pruned}");
+    // The folder of another user is told, since it is a target.
+    let other = host.repository().join("other");
+    host.forbid(&other);
+    let refused = prune();
+    assert_eq!(refused.code(), Some(3), "{refused}");
+    let report: Value = serde_json::from_slice(refused.stdout()).unwrap();
+    assert_eq!(report["problems"].as_array().map(Vec::len), Some(1), "{report}");
+    assert!(report["targets"][0]["target"] == json!("app"), "{report}");
+}
+
+#[test]
 fn rules_of_a_target_are_its_own() {
     let host = Host::initialised(BACKUP);
     save_daily(&host, 4);

@@ -132,9 +132,8 @@ impl Prune {
                 Err(e) => return Err(e),
             }
         }
-        report.staging = self.repository.sweep_staging(clocks.store_before(self.grace), self.dry_run).await?;
+        self.sweep_staging(clocks, &remover, &mut report).await;
         (report.removed, report.problems, report.problem_count) = remover.into_totals();
-        report.removed += report.staging;
         Ok(report)
     }
 
@@ -149,6 +148,18 @@ impl Prune {
         let verdicts = retention::decide(&holdings.facts, &holdings.archives, rules, clocks.now);
         let running: Vec<RunningBackup> = holdings.unfinished.iter().map(gather::Unfinished::as_running).collect();
         Ok(Plan::new(&holdings.facts, &verdicts, &holdings.archives, &running, clocks.now))
+    }
+
+    /// Last, so whatever stops it, what the prune did is told.
+    async fn sweep_staging(&self, clocks: Clocks, remover: &Remover<'_>, report: &mut Report) {
+        match self.repository.sweep_staging(clocks.store_before(self.grace), self.dry_run).await {
+            Ok((removed, problems)) => {
+                report.staging = removed;
+                remover.count(removed);
+                problems.into_iter().for_each(|problem| remover.add_problem(problem));
+            }
+            Err(e) => remover.problem(self.repository.to_string(), &e),
+        }
     }
 
     async fn prune_target(&self, target: &TargetName, clocks: Clocks, remover: &Remover<'_>) -> Result<TargetReport> {
