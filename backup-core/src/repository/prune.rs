@@ -181,7 +181,7 @@ impl Prune {
         let window = clocks.now.duration_since(rules.window_start(clocks.now));
         let young_since = clocks.store_before(window.max(self.grace));
         let plan = Plan::new(facts, &verdicts, &holdings.archives, &running, young_since);
-        let wal = log::prune(&self.repository, target, &plan, &holdings, old_before, remover).await?;
+        let wal = log::prune(self, target, &plan, &holdings, old_before, remover).await?;
         let rewraps = keys::sweep(&self.repository, target, &holdings, &verdicts, old_before, remover).await?;
         Ok(TargetReport {
             target: target.clone(),

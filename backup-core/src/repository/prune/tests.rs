@@ -437,6 +437,37 @@ async fn of_the_log_only_leftovers_go_that_are_old_and_need_nobody() {
 }
 
 #[tokio::test]
+async fn a_large_object_that_expires_takes_only_what_refers_to_it_and_each_counts_once() {
+    let world = World::filled().await;
+    let archive = world.archive();
+    let old = world.ago(24 * 39);
+    let named = |n: u64| (WalFile::Segment(segment(n)), archive.large_file(WalFile::Segment(segment(n))));
+    let refer = |object: &Path| {
+        let object = object.filename().unwrap().to_owned();
+        crate::wal_archive::Reference { object, bytes: 5, critical: vec![] }.encode()
+    };
+    let [(gone, gone_large), (young, young_large), (whole, whole_large)] = [named(12), named(13), named(14)];
+    for large in [&gone_large, &young_large, &whole_large] {
+        world.put(large, "large", old).await;
+    }
+    // Two servers pushed it: what one of them sent is old, and what is called by the name came just now.
+    world.put(&archive.file(whole), "segment", world.ago(1)).await;
+    world.put(&archive.file(gone), refer(&gone_large), old).await;
+    world.put(&archive.file(young), refer(&young_large), world.ago(1)).await;
+    let before = world.objects().await.len();
+    let told = world.prune().dry_run(true).run(std::slice::from_ref(&world.target)).await.unwrap();
+    let done = world.prune().run(std::slice::from_ref(&world.target)).await.unwrap();
+    for path in [&archive.file(whole), &archive.file(young), &young_large] {
+        assert!(world.has(path).await, "{path}");
+    }
+    for path in [&archive.file(gone), &gone_large, &whole_large] {
+        assert!(!world.has(path).await, "{path}");
+    }
+    assert_eq!(done.removed.objects, (before - world.objects().await.len()) as u64);
+    assert_eq!((told.removed, &told.targets[0].wal), (done.removed, &done.targets[0].wal));
+}
+
+#[tokio::test]
 async fn a_clock_that_is_ahead_and_a_grace_that_is_short_are_refused() {
     let world = World::filled().await;
     let witness = Path::from("runs/witness");
