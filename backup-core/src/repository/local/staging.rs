@@ -4,11 +4,13 @@ use std::ffi::OsStr;
 use std::fs::DirEntry;
 use std::io;
 use std::path::{Path as FilePath, PathBuf};
+use std::time::SystemTime;
 
 use jiff::Timestamp;
 use object_store::Result;
 
 use super::blocking;
+use crate::repository::layout::RUNNING;
 use crate::repository::prune::Removed;
 
 /// What a walk over a directory removed, and what it could not.
@@ -20,8 +22,8 @@ pub(in crate::repository) struct Swept {
     pub(in crate::repository) problems: Vec<(PathBuf, io::Error)>,
 }
 
-/// Removes files of uploads that were never completed, and that nothing was written to since `old_before`. Folders that this user may not read are
-/// passed over: whoever may write there looks after them.
+/// Removes files of uploads that were never completed, and that nothing was written to since `old_before`; none beside the mark of a run that is
+/// younger. Folders that this user may not read are passed over: whoever may write there looks after them.
 pub(in crate::repository) async fn sweep_staging(
     root: &FilePath,
     old_before: Timestamp,
@@ -51,11 +53,12 @@ struct Sweep {
 
 impl Sweep {
     fn folder(&mut self, folder: &FilePath) -> io::Result<()> {
+        let alive = self.is_alive(folder);
         for entry in std::fs::read_dir(folder)? {
             let entry = entry?;
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => self.folders.push(entry.path()),
-                Ok(kind) if kind.is_file() && is_staged(&entry.file_name()) => match self.file(&entry) {
+                Ok(kind) if !alive && kind.is_file() && is_staged(&entry.file_name()) => match self.file(&entry) {
                     Ok(removed) => self.swept.removed += removed,
                     Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                     Err(e) => self.swept.problems.push((entry.path(), e)),
@@ -66,10 +69,20 @@ impl Sweep {
         Ok(())
     }
 
+    /// Whether a run writes there: its volumes may wait for data for longer than anything.
+    fn is_alive(&self, folder: &FilePath) -> bool {
+        let mark = std::fs::metadata(folder.join(RUNNING));
+        mark.and_then(|mark| mark.modified()).is_ok_and(|modified| self.is_young(modified))
+    }
+
+    /// One that cannot be told is not old.
+    fn is_young(&self, modified: SystemTime) -> bool {
+        Timestamp::try_from(modified).unwrap_or(Timestamp::MAX) > self.old_before
+    }
+
     fn file(&self, entry: &DirEntry) -> io::Result<Removed> {
         let metadata = entry.metadata()?;
-        // One that cannot be told is not old.
-        if Timestamp::try_from(metadata.modified()?).unwrap_or(Timestamp::MAX) > self.old_before {
+        if self.is_young(metadata.modified()?) {
             return Ok(Removed::default());
         }
         if !self.dry_run {
@@ -88,7 +101,7 @@ fn is_staged(name: &OsStr) -> bool {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     use object_store::path::Path;
     use object_store::{MultipartUpload, ObjectStoreExt};
@@ -131,6 +144,21 @@ mod tests {
         let mut left = files(&temp);
         left.sort();
         assert_eq!(left, ["app/backups/y.vol", "app/backups/z#1x", "app/wal/x.vol"]);
+    }
+
+    #[tokio::test]
+    async fn what_a_run_waits_with_is_left_to_it_while_it_is_alive() {
+        let (temp, store) = store();
+        let [waiting, other] =
+            ["app/backups/x", "app/backups/y"].map(|folder| temp.path().join(folder).join("z.vol#1"));
+        stale(&waiting);
+        stale(&other);
+        store.put(&Path::from("app/backups/x").join(RUNNING), "{}".into()).await.unwrap();
+        let swept = sweep_staging(temp.path(), before(), false).await.unwrap();
+        assert_eq!((swept.removed.objects, waiting.exists(), other.exists()), (1, true, false));
+        stale(&waiting.with_file_name(RUNNING));
+        assert_eq!(sweep_staging(temp.path(), before(), false).await.unwrap().removed.objects, 1);
+        assert!(!waiting.exists());
     }
 
     #[tokio::test]
