@@ -29,7 +29,7 @@ use super::retention::{self, Facts, Rules};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result};
 use clocks::Clocks;
-use gather::Holdings;
+use gather::{Holdings, Unfinished};
 use remove::Remover;
 
 pub use report::{BackupReport, Problem, Removed, Report, TargetReport, UnfinishedReport, WalFate, WalReport};
@@ -146,7 +146,7 @@ impl Prune {
         let rules = self.of_target.get(target).unwrap_or(&self.rules);
         let holdings = Holdings::gather(&self.repository, target, clocks).await?;
         let verdicts = retention::decide(&holdings.facts, &holdings.archives, rules, clocks.now);
-        let running: Vec<RunningBackup> = holdings.unfinished.iter().map(gather::Unfinished::as_running).collect();
+        let running: Vec<RunningBackup> = holdings.unfinished.iter().map(Unfinished::as_running).collect();
         Ok(Plan::new(&holdings.facts, &verdicts, &holdings.archives, &running, clocks.now))
     }
 
@@ -172,12 +172,9 @@ impl Prune {
         backups::remove(self, target, facts, &mut verdicts, &sizes, clocks, remover).await?;
         let unfinished = backups::sweep(self, &holdings.unfinished, old_before, remover).await?;
         // What was to go and is still there needs its log.
-        let running: Vec<RunningBackup> = holdings
-            .unfinished
-            .iter()
-            .filter(|run| run.newest > old_before)
-            .map(gather::Unfinished::as_running)
-            .collect();
+        let is_kept = |run: &&Unfinished| unfinished.iter().any(|report| report.kept && report.id == run.path.id);
+        let kept = holdings.unfinished.iter().filter(is_kept);
+        let running: Vec<RunningBackup> = kept.map(|run| run.as_running_since(old_before)).collect();
         let window = clocks.now.duration_since(rules.window_start(clocks.now));
         let young_since = clocks.store_before(window.max(self.grace));
         let plan = Plan::new(facts, &verdicts, &holdings.archives, &running, young_since);

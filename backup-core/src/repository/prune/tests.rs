@@ -19,6 +19,7 @@ use crate::repository::retention::wal::WalReason;
 use crate::repository::retention::{Keep, Reason};
 use crate::repository::runs::Who;
 
+mod beside;
 mod store;
 
 use store::{Shared, TestStore};
