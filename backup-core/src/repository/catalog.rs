@@ -158,7 +158,8 @@ impl Repository {
         }
     }
 
-    async fn holds_anything(&self, path: &BackupPath) -> Result<bool> {
+    /// Whether there is any object of a backup.
+    pub(super) async fn holds_anything(&self, path: &BackupPath) -> Result<bool> {
         let mut objects = self.store().list(Some(&path.prefix()));
         let first = objects.try_next().await;
         first.map(|object| object.is_some()).map_err(|e| self.error(e, "list", &path.prefix()))

@@ -179,7 +179,7 @@ impl Prune {
         let young_since = clocks.store_before(window.max(self.grace));
         let plan = Plan::new(facts, &verdicts, &holdings.archives, &running, young_since);
         let wal = log::prune(self, target, &plan, &holdings, old_before, remover).await?;
-        let rewraps = keys::sweep(&self.repository, target, &holdings, &verdicts, old_before, remover).await?;
+        let rewraps = keys::sweep(self, target, &holdings, &verdicts, &unfinished, old_before, remover).await?;
         Ok(TargetReport {
             target: target.clone(),
             backups: facts.iter().zip(verdicts).map(|(f, verdict)| BackupReport::new(f, verdict, &sizes)).collect(),

@@ -308,6 +308,7 @@ impl Run<'_> {
     /// Makes the backup visible, after a last look at all that it needs.
     async fn commit(&self, found: &Found) -> Result<()> {
         let Found { path, manifest, raw, .. } = found;
+        self.rewraps_again(&path.target, &manifest.data_key).await?;
         let held = folder(self.to, &path.prefix()).await?;
         for volume in manifest.streams.iter().flat_map(|stream| &stream.volumes) {
             if held.get(&volume.path) != Some(&volume.bytes) {

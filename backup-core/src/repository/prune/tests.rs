@@ -157,6 +157,18 @@ impl World {
         path
     }
 
+    /// An old rewrap of a data key.
+    async fn rewrap(&self, key: &str, purpose: &str) -> Path {
+        let path = self.target.key(key).unwrap().rewrap(&crate::repository::layout::RewrapName::after(None));
+        let document = format!(
+            "{{\"format\":1,\"target\":\"app\",\"purpose\":\"{purpose}\",\"data_key\":\"{key}\",\"created\":\"2026-01-01T00:00:00Z\",\
+             \"wraps\":[{{\"kind\":\"age\",\"recipient\":\"age1x\",\"wrap\":\"AAAA\"}}],\"version\":\"x\"}}\n{{\"mac\":\"{}\"}}\n",
+            data_encoding::BASE64.encode(&[0; 32])
+        );
+        self.put(&path, document, self.ago(24 * 100)).await;
+        path
+    }
+
     fn prune(&self) -> Prune {
         Prune::new(self.repository.clone()).clock(Arc::new(Fixed(self.now)))
     }
@@ -494,15 +506,7 @@ async fn rewraps_go_with_the_last_backup_that_has_their_data_key() {
         if purpose == "backup" {
             world.backup(world.ago(24 * days), |manifest| manifest.data_key.clone_from(&key)).await;
         }
-        let folder = world.target.key(&key).unwrap();
-        let path = folder.rewrap(&crate::repository::layout::RewrapName::after(None));
-        let document = format!(
-            "{{\"format\":1,\"target\":\"app\",\"purpose\":\"{purpose}\",\"data_key\":\"{key}\",\"created\":\"2026-01-01T00:00:00Z\",\
-             \"wraps\":[{{\"kind\":\"age\",\"recipient\":\"age1x\",\"wrap\":\"AAAA\"}}],\"version\":\"x\"}}\n{{\"mac\":\"{}\"}}\n",
-            data_encoding::BASE64.encode(&[0; 32])
-        );
-        world.put(&path, document, world.ago(24 * 100)).await;
-        keys.push(path);
+        keys.push(world.rewrap(&key, purpose).await);
     }
     let report = world.pruned().await;
     assert_eq!(report.rewraps.objects, 1);

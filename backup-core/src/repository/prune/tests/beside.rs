@@ -112,6 +112,33 @@ async fn who_was_suspended_since_the_last_look_leaves_it_to_the_next_prune() {
     assert!(!world.objects().await.iter().any(|name| name.contains(doomed.id.as_str())));
 }
 
+#[tokio::test]
+async fn rewraps_stay_while_a_backup_may_come_that_has_their_data_key() {
+    let world = World::empty().await;
+    world.backup(world.ago(1), |_| {}).await;
+    let rewrap = world.rewrap(&"ab".repeat(16), "backup").await;
+    // A copy brings a backup.
+    let coming = world.target.backup(&id_at(world.ago(24 * 35)));
+    let mark = "no JSON";
+    world.put(&coming.running(), mark, world.now).await;
+    world.pruned().await;
+    assert!(world.has(&rewrap).await);
+    // It died, and another one comes when all was looked at.
+    world.put(&coming.running(), mark, world.ago(25)).await;
+    let other = world.target.backup(&id_at(world.now));
+    world.before(Request::List, &world.target.keys(), 1, world.putting(other.running(), mark));
+    world.pruned().await;
+    assert!(world.was_done() && world.has(&rewrap).await && !world.has(&coming.running()).await);
+    // That died, too.
+    world.put(&other.running(), mark, world.ago(25)).await;
+    for dry_run in [true, false] {
+        assert!(world.has(&rewrap).await);
+        let report = world.prune().dry_run(dry_run).run(world.target()).await.unwrap();
+        assert_eq!(report.targets[0].rewraps.objects, 1);
+    }
+    assert!(!world.has(&rewrap).await);
+}
+
 /// A repository with a backup that can be copied, and where that is.
 async fn source() -> (Repository, BackupPath) {
     let repository = Repository::in_memory().await.unwrap();
@@ -127,6 +154,23 @@ async fn source() -> (Repository, BackupPath) {
 async fn copied(from: &Repository, to: &Repository) {
     let copied = copy(from, to, &CopyOptions::new(to), &Arc::default(), &Default::default()).await.unwrap();
     assert_eq!((copied.problems, copied.backups.copied), (vec![], 1));
+}
+
+#[tokio::test]
+async fn a_copy_brings_again_the_rewraps_that_a_prune_took_meanwhile() {
+    let ((from, path), world) = (source().await, World::empty().await);
+    let key = from.manifest(&path).await.unwrap().unwrap().manifest.data_key;
+    let rewrap = world.rewrap(&key, "backup").await;
+    let bytes = world.repository.read_small(&rewrap, 1 << 16).await.unwrap().unwrap();
+    from.store().put(&rewrap, bytes.into()).await.unwrap();
+    // It is there already, and so old that nobody seems to need it.
+    let prune = world.prune();
+    let target = world.target.clone();
+    let act = async move { drop(prune.run(&[target]).await.unwrap()) };
+    world.before(Request::Put, &path.running(), 1, act);
+    copied(&from, &world.repository).await;
+    assert!(world.was_done() && world.store.0.deleted.lock().unwrap().contains(&rewrap));
+    assert!(world.has(&path.manifest()).await && world.has(&rewrap).await);
 }
 
 #[tokio::test]
