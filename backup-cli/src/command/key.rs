@@ -2,9 +2,7 @@
 
 use backup_core::format::RecipientName;
 use backup_core::keys::policy::Key;
-use backup_core::repository::Repository;
 use backup_core::repository::census::{Census, Held, Looked, Problem};
-use backup_core::repository::layout::TargetName;
 use backup_core::repository::rewrap::named;
 use backup_core::repository::runs::RunRecord;
 use backup_core::{Error, ErrorKind, Result, Stage};
@@ -19,7 +17,8 @@ use crate::output::Output;
 use crate::progress::Shown;
 use crate::report::plain;
 
-use super::{repositories, with_each};
+use super::repositories;
+use super::targets::with_each_of;
 
 mod generate;
 mod list;
@@ -94,23 +93,6 @@ async fn recorded_where_possible(
 /// One at a time where each takes 128 MiB.
 fn concurrency(config: &Config) -> usize {
     if config.passphrase.is_some() { 1 } else { CONCURRENCY }
-}
-
-/// The targets that were named, or all.
-pub(super) async fn targets(repository: &Repository, names: &[String]) -> Result<Vec<TargetName>> {
-    if names.is_empty() {
-        return repository.targets().await;
-    }
-    let known = repository.targets().await?;
-    let find = |name: &String| {
-        let target: TargetName = name.parse()?;
-        if known.contains(&target) {
-            return Ok(target);
-        }
-        let message = format!("{repository} holds nothing of a target '{target}'");
-        Err(Error::new(ErrorKind::NotFound, Stage::Catalog, message))
-    };
-    names.iter().map(find).collect()
 }
 
 /// The configuration as it is while its file is locked.

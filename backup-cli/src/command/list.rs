@@ -17,7 +17,8 @@ use crate::output::{self, bytes};
 use crate::report;
 
 use super::describe::{BackupDocument, data_bytes, time, word};
-use super::{repositories, to_look_at, with_each};
+use super::targets::with_each_of;
+use super::{repositories, to_look_at};
 
 mod runs;
 mod several;
@@ -62,7 +63,8 @@ struct Listing<T> {
 pub(crate) async fn run(app: &App, args: &ListArgs) -> Result<Exit> {
     let target: Option<TargetName> = args.target.as_deref().map(str::parse).transpose()?;
     if args.usage {
-        return with_each(app, |repository| usage::run(app, args, repository, target.as_ref())).await;
+        let of_each = |repository, targets| usage::run(app, args, repository, targets);
+        return with_each_of(app, args.target.as_slice(), of_each).await;
     }
     let all = repositories(&app.config)?;
     if all.members().len() > 1 && !args.runs {

@@ -90,6 +90,21 @@ impl Repository {
         Ok(self.folders(None).await?.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
+    /// Whether there is anything of a target. Lists nothing but its folder, so this host need not be allowed to see what others there are; what the
+    /// store refuses to list is there, as far as anybody knows.
+    ///
+    /// # Errors
+    /// When the store cannot be asked. Cancel safe.
+    pub async fn has_target(&self, target: &TargetName) -> Result<bool> {
+        let folder = Path::from(target.as_str());
+        let first = self.store().list(Some(&folder)).try_next().await;
+        match first.map_err(|e| self.error(e, "list", &folder)) {
+            Ok(object) => Ok(object.is_some()),
+            Err(e) if concerns_one_target(&e) => Ok(true),
+            Err(e) => Err(e),
+        }
+    }
+
     /// The ids of a target's backups, unfinished ones included, the oldest first.
     pub async fn backup_ids(&self, target: &TargetName) -> Result<Vec<BackupId>> {
         let names = self.folders(Some(&target.backups())).await?;

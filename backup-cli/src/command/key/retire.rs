@@ -18,8 +18,7 @@ use crate::exit::Exit;
 use crate::{keys, progress};
 
 use super::{
-    concurrency, configured, count, problems, repositories, reread, shown, targets, tell_problems, words,
-    words_and_names,
+    concurrency, configured, count, problems, repositories, reread, shown, tell_problems, words, words_and_names,
 };
 
 pub(super) async fn run(app: &App, args: &RetireArgs) -> Result<Exit> {
@@ -116,7 +115,7 @@ async fn census(app: &App, repository: &Repository) -> Result<Census> {
     let identities = keys::identities(&app.config).await.map_err(|e| {
         e.with_hint("it is proved with an identity that opens what is kept: give one with --identity-file, on a host that may have it")
     })?;
-    let targets = targets(repository, &[]).await?;
+    let targets = repository.targets().await?;
     let looked = Looked::default();
     let work = Census::take(repository, &targets, &identities, concurrency(&app.config), &looked);
     progress::during(&app.output, None, || shown(&looked), work).await

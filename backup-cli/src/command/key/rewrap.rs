@@ -6,6 +6,7 @@ use backup_core::Result;
 use backup_core::keys::{Identity, Recipient};
 use backup_core::repository::Repository;
 use backup_core::repository::census::{Looked, Problem};
+use backup_core::repository::layout::TargetName;
 use backup_core::repository::rewrap::{RewrapOptions, named, rewrap};
 use serde::Serialize;
 
@@ -15,7 +16,7 @@ use crate::exit::Exit;
 use crate::keys::{self, Recipients};
 use crate::progress;
 
-use super::{concurrency, count, problems, shown, targets, tell_problems, tell_unfinished, with_each};
+use super::{concurrency, count, problems, shown, tell_problems, tell_unfinished, with_each_of};
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
@@ -34,17 +35,18 @@ struct Document<'a> {
 pub(super) async fn run(app: &App, args: &RewrapArgs) -> Result<Exit> {
     let recipients = Recipients::load(&app.config).await?.at(app.clock.now())?;
     let identities = keys::identities(&app.config).await?;
-    with_each(app, |repository| in_one(app, args, repository, recipients.clone(), identities.clone())).await
+    let in_each = |repository, targets| in_one(app, args, repository, targets, recipients.clone(), identities.clone());
+    with_each_of(app, &args.targets, in_each).await
 }
 
 async fn in_one(
     app: &App,
     args: &RewrapArgs,
     repository: Repository,
+    targets: Vec<TargetName>,
     recipients: Vec<Arc<dyn Recipient>>,
     identities: Vec<Arc<dyn Identity>>,
 ) -> Result<Exit> {
-    let targets = targets(&repository, &args.targets).await?;
     let names: Vec<_> = recipients.iter().map(|recipient| named(&**recipient)).collect();
     let mut options = RewrapOptions::new(recipients, identities);
     options.dry_run = args.dry_run;

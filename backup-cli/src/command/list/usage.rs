@@ -1,9 +1,9 @@
 //! `backup list --usage`: how much there is, and how much room.
 
+use backup_core::Result;
 use backup_core::repository::Repository;
 use backup_core::repository::layout::TargetName;
 use backup_core::repository::usage::{Amount, Capacity, CapacityOf, TargetUsage, Usage};
-use backup_core::{Error, ErrorKind, Result, Stage};
 use serde::Serialize;
 
 use crate::App;
@@ -48,34 +48,20 @@ struct Share {
     percent: u64,
 }
 
-pub(super) async fn run(
-    app: &App,
-    args: &ListArgs,
-    repository: Repository,
-    target: Option<&TargetName>,
-) -> Result<Exit> {
+pub(super) async fn run(app: &App, args: &ListArgs, repository: Repository, targets: Vec<TargetName>) -> Result<Exit> {
     let repository = &repository;
-    let mut targets = repository.targets().await?;
-    if let Some(target) = target {
-        if !targets.contains(target) {
-            let message = format!("{repository} has no target '{target}'");
-            return Err(
-                Error::new(ErrorKind::NotFound, Stage::Catalog, message).with_hint("'backup list' shows all targets")
-            );
-        }
-        targets.retain(|other| other == target);
-    }
     let usage = Usage::read(repository, &targets).await?;
     let setting = setting_of(&app.config, repository);
     let budget = setting.and_then(|setting| setting.capacity.as_ref());
     let budget = budget.map(|budget| Capacity::of_budget(budget.value.as_u64(), &usage));
     let warn_at = setting.map_or(CAPACITY_WARNING, |setting| setting.capacity_warning.value);
     // Of one target nobody can say whether the budget of all is kept.
-    let budget = budget.filter(|_| target.is_none());
+    let budget = budget.filter(|_| args.target.is_none());
     let capacities: Vec<Capacity> = budget.into_iter().chain(repository.file_system()?).collect();
     let full: Vec<&Capacity> = capacities.iter().filter(|c| c.percent() >= u64::from(warn_at)).collect();
+    let ok = full.is_empty();
     if args.json {
-        app.output.json(&document(warn_at, repository, &usage, &capacities, full.is_empty()))?;
+        app.output.json(&document(warn_at, repository, &usage, &capacities, ok))?;
     } else {
         app.output.data(&table(&rows(&usage)))?;
         for capacity in &capacities {
@@ -85,7 +71,7 @@ pub(super) async fn run(
     for capacity in &full {
         app.output.warning(describe(repository, capacity));
     }
-    Ok(if full.is_empty() { Exit::Done } else { Exit::Warnings })
+    Ok(if ok { Exit::Done } else { Exit::Warnings })
 }
 
 /// How full it is, in words.
