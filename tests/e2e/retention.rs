@@ -128,6 +128,12 @@ fn what_this_user_may_not_read_in_a_local_repository_hides_nothing_else() {
     let report: Value = serde_json::from_slice(refused.stdout()).unwrap();
     assert_eq!(report["problems"].as_array().map(Vec::len), Some(1), "{report}");
     assert!(report["targets"][0]["target"] == json!("app"), "{report}");
+    let usage = host.without_override(["list", "--usage", "--json"]).run();
+    assert!(usage.code() == Some(3) && usage.stderr.contains("'other' is not counted"), "{usage}");
+    let usage: Value = serde_json::from_slice(usage.stdout()).unwrap();
+    assert_eq!((&usage["targets"][0]["target"], &usage["ok"]), (&json!("app"), &json!(false)), "{usage}");
+    assert_eq!(usage["unreadable_targets"][0]["target"], json!("other"), "{usage}");
+    host.without_override(["list", "other", "--usage"]).run().failed(2);
 }
 
 #[test]

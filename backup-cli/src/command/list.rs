@@ -52,6 +52,12 @@ struct UnreadableTarget {
     error: String,
 }
 
+impl UnreadableTarget {
+    fn new(target: &TargetName, error: &Error) -> Self {
+        Self { target: target.to_string(), error: report::in_one_line(error) }
+    }
+}
+
 /// What there is; `T` is what is kept of a backup.
 struct Listing<T> {
     backups: Vec<T>,
@@ -151,9 +157,9 @@ async fn read<T>(
                 pins = Some((target.clone(), of_target));
             }
             Listed::Unfinished(path) => listing.unfinished.push(path),
-            Listed::UnreadableTarget(target, error) => listing
-                .unreadable_targets
-                .push(UnreadableTarget { target: target.to_string(), error: report::in_one_line(&error) }),
+            Listed::UnreadableTarget(target, error) => {
+                listing.unreadable_targets.push(UnreadableTarget::new(&target, &error));
+            }
             Listed::Unreadable(path, error) => listing.unreadable.push(Unreadable {
                 target: path.target.to_string(),
                 id: path.id.to_string(),

@@ -199,7 +199,7 @@ enum Entry {
 }
 
 /// Whether the store answered and refused: others may fare better. One that cannot be reached would refuse them all.
-fn concerns_one_target(error: &Error) -> bool {
+pub(super) fn concerns_one_target(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Config | ErrorKind::Storage) && !is_newer(error)
 }
 

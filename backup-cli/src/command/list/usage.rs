@@ -6,18 +6,21 @@ use backup_core::repository::layout::TargetName;
 use backup_core::repository::usage::{Amount, Capacity, CapacityOf, TargetUsage, Usage};
 use serde::Serialize;
 
-use crate::App;
+use super::UnreadableTarget;
 use crate::args::ListArgs;
 use crate::command::setting_of;
 use crate::config::CAPACITY_WARNING;
 use crate::exit::Exit;
 use crate::output::{bytes, table};
+use crate::{App, report};
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
     repository: &'a str,
     bytes: u64,
     targets: Vec<Target<'a>>,
+    /// What could not be looked at.
+    unreadable_targets: Vec<UnreadableTarget>,
     capacity: Vec<Share>,
     /// From how many per cent on there is a warning.
     warn_at: u8,
@@ -50,7 +53,12 @@ struct Share {
 
 pub(super) async fn run(app: &App, args: &ListArgs, repository: Repository, targets: Vec<TargetName>) -> Result<Exit> {
     let repository = &repository;
-    let usage = Usage::read(repository, &targets).await?;
+    let mut usage = Usage::read(repository, &targets).await?;
+    if args.target.is_some()
+        && let Some((_, refused)) = usage.refused.pop()
+    {
+        return Err(refused);
+    }
     let setting = setting_of(&app.config, repository);
     let budget = setting.and_then(|setting| setting.capacity.as_ref());
     let budget = budget.map(|budget| Capacity::of_budget(budget.value.as_u64(), &usage));
@@ -59,7 +67,7 @@ pub(super) async fn run(app: &App, args: &ListArgs, repository: Repository, targ
     let budget = budget.filter(|_| args.target.is_none());
     let capacities: Vec<Capacity> = budget.into_iter().chain(repository.file_system()?).collect();
     let full: Vec<&Capacity> = capacities.iter().filter(|c| c.percent() >= u64::from(warn_at)).collect();
-    let ok = full.is_empty();
+    let ok = full.is_empty() && usage.refused.is_empty();
     if args.json {
         app.output.json(&document(warn_at, repository, &usage, &capacities, ok))?;
     } else {
@@ -67,6 +75,9 @@ pub(super) async fn run(app: &App, args: &ListArgs, repository: Repository, targ
         for capacity in &capacities {
             app.output.note(describe(repository, capacity));
         }
+    }
+    for (target, error) in &usage.refused {
+        app.output.warning(format!("'{target}' is not counted: {}", report::in_one_line(error)));
     }
     for capacity in &full {
         app.output.warning(describe(repository, capacity));
@@ -114,6 +125,7 @@ fn document<'a>(
         repository: repository.name(),
         bytes: usage.bytes(),
         targets: usage.targets.iter().map(of_target).collect(),
+        unreadable_targets: usage.refused.iter().map(|(target, error)| UnreadableTarget::new(target, error)).collect(),
         capacity: capacities.iter().map(|c| Share { capacity: *c, percent: c.percent() }).collect(),
         warn_at,
         ok,
