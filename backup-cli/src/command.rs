@@ -32,6 +32,7 @@ pub(crate) mod restore;
 pub(crate) mod run;
 pub(crate) mod save;
 pub(crate) mod show;
+mod targets;
 pub(crate) mod verify;
 pub(crate) mod wal;
 

@@ -35,7 +35,7 @@ pub mod usage;
 pub mod verify;
 
 use std::fmt;
-use std::path::Path as FilePath;
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -241,11 +241,21 @@ impl Repository {
         synced.map_err(|e| self.error(e, "remove", path))
     }
 
-    /// Removes files of uploads into a local directory that were never completed, and not written to since `old_before`.
-    pub(crate) async fn sweep_staging(&self, old_before: Timestamp, dry_run: bool) -> Result<prune::Removed> {
-        let Some(directory) = &self.directory else { return Ok(prune::Removed::default()) };
-        let swept = local::sweep_staging(directory, old_before, dry_run).await;
-        swept.map_err(|e| storage_error(e, format!("cannot look for unfinished uploads in {self}")))
+    /// Removes files of uploads into a local directory that were never completed, and not written to since `old_before`. Returns also what could not
+    /// be looked at or removed.
+    pub(crate) async fn sweep_staging(
+        &self,
+        old_before: Timestamp,
+        dry_run: bool,
+    ) -> Result<(prune::Removed, Vec<prune::Problem>)> {
+        let Some(directory) = &self.directory else { return Ok(Default::default()) };
+        let failed = |e| storage_error(e, format!("cannot look for unfinished uploads in {self}"));
+        let swept = local::sweep_staging(directory, old_before, dry_run).await.map_err(failed)?;
+        let problem = |(path, error): (PathBuf, std::io::Error)| {
+            let object = path.strip_prefix(directory).unwrap_or(&path).display().to_string();
+            prune::Problem { object, problem: format!("cannot sweep {}: {error}", path.display()) }
+        };
+        Ok((swept.removed, swept.problems.into_iter().map(problem).collect()))
     }
 
     async fn read_document(connection: &Connection, location: &Location) -> Result<Option<Bytes>> {

@@ -105,8 +105,15 @@ fn each_role_can_do_its_work_and_is_denied_the_rest() {
     let pruned = by("pruner", &["prune"]).succeeded();
     assert!(!pruned.stderr.contains("warning"), "{pruned}");
     by("pruner", &["pin", &id, "--reason", "x"]).failed(2).saying("403");
-    by("writer", &["pin", &id, "--reason", "kept"]).succeeded();
-    by("pruner", &["unpin", &id]).failed(2).saying("403");
+    // Who may create may replace, and a pin that is over would take the place of one that holds.
+    by("writer", &["pin", &id, "--reason", "x"]).failed(2).saying("403");
+    let pinned = by("pinner", &["pin", &id, "--reason", "kept"]).succeeded();
+    assert!(!pinned.stderr.contains("warning"), "{pinned}");
+    for role in ["writer", "pruner", "reader"] {
+        by(role, &["unpin", &id]).failed(2).saying("403");
+    }
+    by("pinner", &["unpin", &id]).succeeded().saying("1 removed");
+    by("pinner", &["save", "app"]).failed(2).saying("403");
     by("writer", &["prune"]).succeeded();
     by("auditor", &["prune"]).failed(2).saying("403");
     by("auditor", &["prune", "--dry-run", "--explain"]).succeeded().saying("1 backups kept");

@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 use crate::BACKUP;
 use crate::recovery::documented;
 
+mod repositories;
+
 /// Makes all of a repository older than the grace.
 fn age(repository: &Path) {
     touch(repository, SystemTime::now() - Duration::from_secs(3 * 86_400));

@@ -240,7 +240,7 @@ fn a_host_without_a_policy_has_a_status_and_can_rewrap() {
     let restored = host.backup(["restore", &id, "--to-stdout"]).env("BACKUP_IDENTITY_FILE", &safe).run().succeeded();
     assert_eq!(restored.stdout(), b"plain");
     host.backup(["key", "rotate", "x", "--recipient", &recipient]).run().failed(2).hinting("[keys.NAME]");
-    host.backup(["key", "status", "nothing"]).run().failed(10).saying("a target 'nothing'");
+    host.backup(["key", "status", "nothing"]).run().failed(10).saying("no target 'nothing'");
     let shown = host.backup(["show", &id, "--json"]).run().json();
     assert_eq!(shown["rewrapped_for"][0]["recipient"], recipient);
 }

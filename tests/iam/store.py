@@ -16,7 +16,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.serving import make_server
 
 BUCKET, PREFIX = "backups", "db1"
-ROLES = ["writer", "reader", "auditor", "pruner"]
+ROLES = ["writer", "reader", "auditor", "pruner", "pinner"]
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ use crate::output::bytes;
 use crate::progress::{self, Shown};
 use crate::report::plain;
 
-use super::key::{count, targets};
+use super::key::count;
+use super::targets::all_of;
 use super::{limits, open_named, or_cancelled, to_look_at};
 
 /// Objects of unknown kinds that are named; all are counted.
@@ -85,7 +86,7 @@ async fn copy_all(app: &App, args: &CopyArgs, run: &mut Run) -> Result<Exit> {
 
 async fn selection(from: &Repository, args: &CopyArgs) -> Result<Selection> {
     if !args.target.is_empty() {
-        return Ok(Selection::Targets(targets(from, &args.target).await?));
+        return Ok(Selection::Targets(all_of(from, &args.target).await?));
     }
     if args.references.is_empty() {
         return Ok(Selection::Everything);

@@ -1,9 +1,7 @@
 //! `backup key`: who can read what, until when, and what comes next.
 
 use backup_core::keys::policy::Key;
-use backup_core::repository::Repository;
 use backup_core::repository::census::{Census, Held, Looked, Problem};
-use backup_core::repository::layout::TargetName;
 use backup_core::repository::runs::RunRecord;
 use backup_core::{Error, ErrorKind, Result, Stage};
 
@@ -16,6 +14,7 @@ use crate::output::Output;
 use crate::progress::Shown;
 use crate::report::{self, plain};
 
+use super::targets::with_each_of;
 use super::{location, or_cancelled, repositories, with_each};
 
 mod generate;
@@ -70,23 +69,6 @@ async fn recorded_where_possible(
 /// One at a time where each takes 128 MiB.
 fn concurrency(config: &Config) -> usize {
     if config.passphrase.is_some() { 1 } else { CONCURRENCY }
-}
-
-/// The targets that were named, or all.
-pub(super) async fn targets(repository: &Repository, names: &[String]) -> Result<Vec<TargetName>> {
-    if names.is_empty() {
-        return repository.targets().await;
-    }
-    let known = repository.targets().await?;
-    let find = |name: &String| {
-        let target: TargetName = name.parse()?;
-        if known.contains(&target) {
-            return Ok(target);
-        }
-        let message = format!("{repository} holds nothing of a target '{target}'");
-        Err(Error::new(ErrorKind::NotFound, Stage::Catalog, message))
-    };
-    names.iter().map(find).collect()
 }
 
 /// The configuration as it is while its file is locked.

@@ -18,7 +18,8 @@ use crate::output::{self, bytes};
 use crate::report;
 
 use super::describe::{BackupDocument, data_bytes, time, word};
-use super::{repositories, to_look_at, with_each};
+use super::targets::with_each_of;
+use super::{repositories, to_look_at};
 
 mod runs;
 mod several;
@@ -52,6 +53,12 @@ struct UnreadableTarget {
     error: String,
 }
 
+impl UnreadableTarget {
+    fn new(target: &TargetName, error: &Error) -> Self {
+        Self { target: target.to_string(), error: report::in_one_line(error) }
+    }
+}
+
 /// What there is; `T` is what is kept of a backup.
 struct Listing<T> {
     backups: Vec<T>,
@@ -63,7 +70,8 @@ struct Listing<T> {
 pub(crate) async fn run(app: &App, args: &ListArgs) -> Result<Exit> {
     let target: Option<TargetName> = args.target.as_deref().map(str::parse).transpose()?;
     if args.usage {
-        return with_each(app, |repository, setting| usage::run(app, args, repository, setting, target.as_ref())).await;
+        let of_each = |repository, setting, targets| usage::run(app, args, repository, setting, targets);
+        return with_each_of(app, args.target.as_slice(), of_each).await;
     }
     let all = repositories(&app.config)?;
     if all.members().len() > 1 && !args.runs {
@@ -153,9 +161,9 @@ async fn read<T>(
                 pins = Some((target.clone(), of_target));
             }
             Listed::Unfinished(path) => listing.unfinished.push(path),
-            Listed::UnreadableTarget(target, error) => listing
-                .unreadable_targets
-                .push(UnreadableTarget { target: target.to_string(), error: report::in_one_line(&error) }),
+            Listed::UnreadableTarget(target, error) => {
+                listing.unreadable_targets.push(UnreadableTarget::new(&target, &error));
+            }
             Listed::Unreadable(path, error) => listing.unreadable.push(Unreadable {
                 target: path.target.to_string(),
                 id: path.id.to_string(),

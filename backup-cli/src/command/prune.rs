@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use backup_core::Result;
 use backup_core::repository::Repository;
 use backup_core::repository::layout::{TargetName, run_record};
 use backup_core::repository::prune::{Prune, Removed, Report};
 use backup_core::repository::retention::Reason;
-use backup_core::{Error, ErrorKind, Result, Stage};
 
 use crate::App;
 use crate::args::PruneArgs;
@@ -14,17 +14,17 @@ use crate::audit::Run;
 use crate::exit::Exit;
 use crate::output::bytes;
 
-use super::{or_cancelled, with_each};
+use super::or_cancelled;
+use super::targets::with_each_of;
 
 mod document;
 mod explain;
 
 pub(crate) async fn run(app: &App, args: &PruneArgs) -> Result<Exit> {
-    with_each(app, |repository, _| of_one(app, args, repository)).await
+    with_each_of(app, &args.targets, |repository, _, targets| of_one(app, args, repository, targets)).await
 }
 
-async fn of_one(app: &App, args: &PruneArgs, repository: Repository) -> Result<Exit> {
-    let targets = or_cancelled(app, targets(&repository, &args.targets)).await?;
+async fn of_one(app: &App, args: &PruneArgs, repository: Repository, targets: Vec<TargetName>) -> Result<Exit> {
     let prepared = prepare(app, args, &repository);
     if args.dry_run {
         return or_cancelled(app, prune(app, args, prepared, &targets, &repository)).await;
@@ -103,21 +103,4 @@ fn summarise(app: &App, report: &Report, dry_run: bool) {
     }
     let Removed { objects, bytes: freed } = report.removed;
     app.output.note(format!("{} in {objects} objects {would}freed", bytes(freed)));
-}
-
-/// The targets that were named, or all.
-async fn targets(repository: &Repository, names: &[String]) -> Result<Vec<TargetName>> {
-    let known = repository.targets().await?;
-    if names.is_empty() {
-        return Ok(known);
-    }
-    let find = |name: &String| {
-        let target: TargetName = name.parse()?;
-        if known.contains(&target) {
-            return Ok(target);
-        }
-        let message = format!("{repository} has no target '{target}'");
-        Err(Error::new(ErrorKind::NotFound, Stage::Catalog, message).with_hint("'backup list' shows all targets"))
-    };
-    names.iter().map(find).collect()
 }

@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use backup_core::Result;
-use backup_core::jiff::Timestamp;
-use backup_core::postgres::wal::{SegmentName, SystemIdentifier, WalFile};
+use backup_core::postgres::wal::{SegmentName, SystemIdentifier};
 use backup_core::repository::Repository;
 use backup_core::repository::layout::TargetName;
 use backup_core::repository::prune::Prune;
@@ -25,11 +24,12 @@ pub(crate) async fn pruned_gaps(
 ) -> Result<Gaps> {
     let of_cluster = |cluster: &ClusterInventory| {
         let gaps = cluster.timelines.iter().flat_map(TimelineInventory::gaps);
-        gaps.map(|(_, last)| (cluster.system_identifier, last)).collect::<Vec<_>>()
+        gaps.map(|(first, last)| (cluster.system_identifier, first, last)).collect::<Vec<_>>()
     };
-    let mut gaps: Gaps = inventory.clusters.iter().flat_map(of_cluster).collect();
+    let gaps: Vec<(SystemIdentifier, SegmentName, SegmentName)> =
+        inventory.clusters.iter().flat_map(of_cluster).collect();
     if gaps.is_empty() {
-        return Ok(gaps);
+        return Ok(Gaps::new());
     }
     let retention = &app.config.retention;
     let mut prune = Prune::new(repository.clone()).rules(retention.rules.clone()).clock(Arc::clone(&app.clock));
@@ -37,7 +37,6 @@ pub(crate) async fn pruned_gaps(
         prune = prune.rules_of(target.clone(), rules.clone());
     }
     let plan = prune.plan_log(target).await?;
-    // It came long ago, if it ever came.
-    gaps.retain(|(cluster, last)| plan.reason(*cluster, WalFile::Segment(*last), Timestamp::MIN).is_none());
-    Ok(gaps)
+    let pruned = gaps.into_iter().filter(|(cluster, first, last)| !plan.keeps_any(*cluster, *first, *last));
+    Ok(pruned.map(|(cluster, _, last)| (cluster, last)).collect())
 }

@@ -90,6 +90,21 @@ impl Repository {
         Ok(self.folders(None).await?.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
+    /// Whether there is anything of a target. Lists nothing but its folder, so this host need not be allowed to see what others there are; what the
+    /// store refuses to list is there, as far as anybody knows.
+    ///
+    /// # Errors
+    /// When the store cannot be asked. Cancel safe.
+    pub async fn has_target(&self, target: &TargetName) -> Result<bool> {
+        let folder = Path::from(target.as_str());
+        let first = self.store().list(Some(&folder)).try_next().await;
+        match first.map_err(|e| self.error(e, "list", &folder)) {
+            Ok(object) => Ok(object.is_some()),
+            Err(e) if concerns_one_target(&e) => Ok(true),
+            Err(e) => Err(e),
+        }
+    }
+
     /// The ids of a target's backups, unfinished ones included, the oldest first.
     pub async fn backup_ids(&self, target: &TargetName) -> Result<Vec<BackupId>> {
         let names = self.folders(Some(&target.backups())).await?;
@@ -158,7 +173,8 @@ impl Repository {
         }
     }
 
-    async fn holds_anything(&self, path: &BackupPath) -> Result<bool> {
+    /// Whether there is any object of a backup.
+    pub(super) async fn holds_anything(&self, path: &BackupPath) -> Result<bool> {
         let mut objects = self.store().list(Some(&path.prefix()));
         let first = objects.try_next().await;
         first.map(|object| object.is_some()).map_err(|e| self.error(e, "list", &path.prefix()))
@@ -183,7 +199,7 @@ enum Entry {
 }
 
 /// Whether the store answered and refused: others may fare better. One that cannot be reached would refuse them all.
-fn concerns_one_target(error: &Error) -> bool {
+pub(super) fn concerns_one_target(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Config | ErrorKind::Storage) && !is_newer(error)
 }
 

@@ -9,7 +9,8 @@
 //!
 //! Modes are the umask's, in both: the directory of the repository itself, which `init` makes for its owner alone, is the gate.
 
-use std::ffi::OsStr;
+mod staging;
+
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -22,7 +23,6 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use jiff::Timestamp;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
@@ -32,8 +32,9 @@ use object_store::{
 use rustix::fs::Advice;
 
 use super::layout;
-use super::prune::Removed;
 use crate::durable;
+
+pub(super) use staging::sweep_staging;
 
 /// After so many bytes the system is asked to begin writing them out: a flush of the whole volume at its end would stand still.
 const WRITE_OUT_BYTES: u64 = 8 * 1024 * 1024;
@@ -257,57 +258,6 @@ pub(super) async fn settle(root: &FilePath, object: &Path) -> Result<()> {
     .await
 }
 
-/// Removes files of uploads that were never completed, and that nothing was written to since `old_before`.
-pub(super) async fn sweep_staging(root: &FilePath, old_before: Timestamp, dry_run: bool) -> Result<Removed> {
-    let root = root.to_owned();
-    blocking(move || {
-        let (mut removed, mut folders) = (Removed::default(), vec![root]);
-        while let Some(folder) = folders.pop() {
-            let entries = match std::fs::read_dir(&folder) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                entries => entries?,
-            };
-            for entry in entries {
-                let entry = entry?;
-                match entry.file_type()? {
-                    kind if kind.is_dir() => folders.push(entry.path()),
-                    kind if kind.is_file() && is_staged(&entry.file_name()) => {
-                        removed += sweep_file(&entry, old_before, dry_run)?;
-                    }
-                    _ => {}
-                }
-            }
-        }
-        Ok(removed)
-    })
-    .await
-}
-
-fn sweep_file(entry: &std::fs::DirEntry, old_before: Timestamp, dry_run: bool) -> io::Result<Removed> {
-    let gone = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
-    let metadata = match entry.metadata() {
-        Err(e) if gone(&e) => return Ok(Removed::default()),
-        metadata => metadata?,
-    };
-    // One that cannot be told is not old.
-    if Timestamp::try_from(metadata.modified()?).unwrap_or(Timestamp::MAX) > old_before {
-        return Ok(Removed::default());
-    }
-    if !dry_run {
-        match std::fs::remove_file(entry.path()) {
-            Err(e) if gone(&e) => return Ok(Removed::default()),
-            removed => removed?,
-        }
-    }
-    Ok(Removed { objects: 1, bytes: metadata.len() })
-}
-
-/// A name of [`stage`], and of the file system's own store: it ends in `#` and digits.
-fn is_staged(name: &OsStr) -> bool {
-    let number = name.to_str().and_then(|name| name.split_once('#')).map(|(_, number)| number);
-    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
-}
-
 async fn blocking<T: Send + 'static>(job: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(job).await?.map_err(|source| match source.kind() {
         io::ErrorKind::AlreadyExists => StoreError::AlreadyExists { path: String::new(), source: source.into() },
@@ -326,14 +276,14 @@ mod tests {
 
     use super::*;
 
-    fn store() -> (tempfile::TempDir, LocalStore) {
+    pub(super) fn store() -> (tempfile::TempDir, LocalStore) {
         let temp = tempfile::tempdir().unwrap();
         let store = LocalStore::open(temp.path()).unwrap();
         std::fs::write(temp.path().join(layout::REPOSITORY), "{}").unwrap();
         (temp, store)
     }
 
-    fn files(temp: &tempfile::TempDir) -> Vec<String> {
+    pub(super) fn files(temp: &tempfile::TempDir) -> Vec<String> {
         let mut files = Vec::new();
         let mut folders = vec![temp.path().to_owned()];
         while let Some(folder) = folders.pop() {
@@ -392,33 +342,6 @@ mod tests {
         assert!(aborted.put_part("z".into()).await.is_err() && aborted.complete().await.is_err());
         drop(store.put_multipart(&Path::from("y")).await.unwrap());
         assert_eq!(files(&temp), ["x"]);
-    }
-
-    #[tokio::test]
-    async fn only_old_files_of_uploads_are_swept() {
-        let (temp, store) = store();
-        let (kept, alive) = (Path::from("app/wal/x.vol"), Path::from("app/backups/y.vol"));
-        store.put(&kept, "x".into()).await.unwrap();
-        let mut upload = store.put_multipart(&alive).await.unwrap();
-        upload.put_part("part".into()).await.unwrap();
-        let stale = temp.path().join("app/backups/z.vol#12");
-        std::fs::write(&stale, "stale").unwrap();
-        std::fs::write(temp.path().join("app/backups/z#1x"), "none").unwrap();
-        let old = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000);
-        File::options().write(true).open(&stale).unwrap().set_modified(old).unwrap();
-        let before = Timestamp::from_second(2000).unwrap();
-        for dry_run in [true, false] {
-            assert!(stale.exists(), "{dry_run}");
-            let swept = sweep_staging(temp.path(), before, dry_run).await.unwrap();
-            assert_eq!(swept, Removed { objects: 1, bytes: 5 });
-        }
-        assert!(!stale.exists());
-        assert_eq!(sweep_staging(temp.path(), before, false).await.unwrap(), Removed::default());
-        upload.complete().await.unwrap();
-        settle(temp.path(), &Path::from("app/gone/for/ever")).await.unwrap();
-        let mut left = files(&temp);
-        left.sort();
-        assert_eq!(left, ["app/backups/y.vol", "app/backups/z#1x", "app/wal/x.vol"]);
     }
 
     #[tokio::test]

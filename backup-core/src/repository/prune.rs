@@ -29,7 +29,7 @@ use super::retention::{self, Facts, Rules};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result};
 use clocks::Clocks;
-use gather::Holdings;
+use gather::{Holdings, Unfinished};
 use remove::Remover;
 
 pub use report::{BackupReport, Problem, Removed, Report, TargetReport, UnfinishedReport, WalFate, WalReport};
@@ -132,9 +132,8 @@ impl Prune {
                 Err(e) => return Err(e),
             }
         }
-        report.staging = self.repository.sweep_staging(clocks.store_before(self.grace), self.dry_run).await?;
+        self.sweep_staging(clocks, &remover, &mut report).await;
         (report.removed, report.problems, report.problem_count) = remover.into_totals();
-        report.removed += report.staging;
         Ok(report)
     }
 
@@ -147,8 +146,20 @@ impl Prune {
         let rules = self.of_target.get(target).unwrap_or(&self.rules);
         let holdings = Holdings::gather(&self.repository, target, clocks).await?;
         let verdicts = retention::decide(&holdings.facts, &holdings.archives, rules, clocks.now);
-        let running: Vec<RunningBackup> = holdings.unfinished.iter().map(gather::Unfinished::as_running).collect();
+        let running: Vec<RunningBackup> = holdings.unfinished.iter().map(Unfinished::as_running).collect();
         Ok(Plan::new(&holdings.facts, &verdicts, &holdings.archives, &running, clocks.now))
+    }
+
+    /// Last, so whatever stops it, what the prune did is told.
+    async fn sweep_staging(&self, clocks: Clocks, remover: &Remover<'_>, report: &mut Report) {
+        match self.repository.sweep_staging(clocks.store_before(self.grace), self.dry_run).await {
+            Ok((removed, problems)) => {
+                report.staging = removed;
+                remover.count(removed);
+                problems.into_iter().for_each(|problem| remover.add_problem(problem));
+            }
+            Err(e) => remover.problem(self.repository.to_string(), &e),
+        }
     }
 
     async fn prune_target(&self, target: &TargetName, clocks: Clocks, remover: &Remover<'_>) -> Result<TargetReport> {
@@ -161,17 +172,14 @@ impl Prune {
         backups::remove(self, target, facts, &mut verdicts, &sizes, clocks, remover).await?;
         let unfinished = backups::sweep(self, &holdings.unfinished, old_before, remover).await?;
         // What was to go and is still there needs its log.
-        let running: Vec<RunningBackup> = holdings
-            .unfinished
-            .iter()
-            .filter(|run| run.newest > old_before)
-            .map(gather::Unfinished::as_running)
-            .collect();
+        let is_kept = |run: &&Unfinished| unfinished.iter().any(|report| report.kept && report.id == run.path.id);
+        let kept = holdings.unfinished.iter().filter(is_kept);
+        let running: Vec<RunningBackup> = kept.map(|run| run.as_running_since(old_before)).collect();
         let window = clocks.now.duration_since(rules.window_start(clocks.now));
         let young_since = clocks.store_before(window.max(self.grace));
         let plan = Plan::new(facts, &verdicts, &holdings.archives, &running, young_since);
-        let wal = log::prune(&self.repository, target, &plan, &holdings, old_before, remover).await?;
-        let rewraps = keys::sweep(&self.repository, target, &holdings, &verdicts, old_before, remover).await?;
+        let wal = log::prune(self, target, &plan, &holdings, old_before, remover).await?;
+        let rewraps = keys::sweep(self, target, &holdings, &verdicts, &unfinished, old_before, remover).await?;
         Ok(TargetReport {
             target: target.clone(),
             backups: facts.iter().zip(verdicts).map(|(f, verdict)| BackupReport::new(f, verdict, &sizes)).collect(),

@@ -9,6 +9,7 @@ use futures::TryStreamExt;
 use object_store::ObjectStore;
 use serde::Serialize;
 
+use super::catalog::concerns_one_target;
 use super::layout::TargetName;
 use super::prune::unfinished_size;
 use super::{Listed, Repository};
@@ -16,11 +17,13 @@ use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::Kind;
 
 /// What a repository holds.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Usage {
     /// By target.
     pub targets: Vec<TargetUsage>,
+    /// Targets that the store does not let this host look at, and what it said. What they hold is not counted.
+    pub refused: Vec<(TargetName, Error)>,
 }
 
 /// What one target holds.
@@ -105,11 +108,15 @@ impl Usage {
     /// What `targets` hold. Cancel safe.
     ///
     /// # Errors
-    /// Those of the store.
+    /// When the store cannot be asked; that it refuses one target says nothing of others.
     pub async fn read(repository: &Repository, targets: &[TargetName]) -> Result<Self> {
         let mut usage = Self::default();
         for target in targets {
-            usage.targets.push(of_target(repository, target).await?);
+            match of_target(repository, target).await {
+                Ok(of_target) => usage.targets.push(of_target),
+                Err(e) if concerns_one_target(&e) => usage.refused.push((target.clone(), e)),
+                Err(e) => return Err(e),
+            }
         }
         Ok(usage)
     }

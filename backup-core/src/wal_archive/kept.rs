@@ -5,7 +5,7 @@ use std::num::NonZero;
 use std::sync::Arc;
 
 use object_store::path::Path;
-use object_store::{Error as StoreError, GetOptions, GetRange, ObjectStore};
+use object_store::{Error as StoreError, GetOptions, GetRange, ObjectMeta, ObjectStore};
 
 use super::inventory::{parse, parse_tail};
 use super::reference::{REFERENCE_LEN_MAX, Reference};
@@ -67,24 +67,33 @@ pub(crate) fn parse_object(target: &TargetName, object: &Path) -> Option<(System
     here.then(|| Some((cluster.as_ref().parse().ok()?, ArchiveObject::Large(file))))?
 }
 
-/// Whether the object of `file` refers to the one called `name` beside it. In doubt it does. Cancel safe.
+/// The object of `file`, if it refers to the one called `name` beside it. In doubt it does. Cancel safe.
 ///
 /// # Errors
 /// Those of the store.
-pub(crate) async fn refers_to(repository: &Repository, archive: &WalPath, file: WalFile, name: &str) -> Result<bool> {
+pub(crate) async fn reference_to(
+    repository: &Repository,
+    archive: &WalPath,
+    file: WalFile,
+    name: &str,
+) -> Result<Option<ObjectMeta>> {
     let path = archive.file(file);
     let failed = |e| repository.error(e, "read", &path).at(Stage::Catalog);
     let range = Some(GetRange::Bounded(0..REFERENCE_LEN_MAX as u64));
-    let head = match repository.store().get_opts(&path, GetOptions { range, ..GetOptions::default() }).await {
-        Ok(head) => head.bytes().await.map_err(failed)?,
-        Err(StoreError::NotFound { .. }) => return Ok(false),
+    let found = match repository.store().get_opts(&path, GetOptions { range, ..GetOptions::default() }).await {
+        Ok(found) => found,
+        Err(StoreError::NotFound { .. }) => return Ok(None),
         Err(e) => return Err(failed(e)),
     };
-    if !Reference::is_one(&head) {
+    let meta = found.meta.clone();
+    let head = found.bytes().await.map_err(failed)?;
+    let refers = if Reference::is_one(&head) {
+        Reference::decode(&head, &file.to_string()).map_or(true, |reference| reference.object == name)
+    } else {
         // The file itself; but an empty object is nothing.
-        return Ok(head.is_empty());
-    }
-    Ok(Reference::decode(&head, &file.to_string()).map_or(true, |reference| reference.object == name))
+        head.is_empty()
+    };
+    Ok(refers.then_some(meta))
 }
 
 impl KeptName {

@@ -23,8 +23,8 @@ use crate::exit::Exit;
 use crate::{keys, progress, stores};
 
 use super::{
-    concurrency, configured, count, location, or_cancelled, problems, reread, shown, targets, tell_problems, with_each,
-    words, words_and_names,
+    concurrency, configured, count, location, or_cancelled, problems, reread, shown, tell_problems, with_each, words,
+    words_and_names,
 };
 
 pub(super) async fn run(app: &App, args: &RetireArgs) -> Result<Exit> {
@@ -193,7 +193,7 @@ impl Retiring {
 
 /// What is kept, everything of it, proved.
 async fn census(app: &App, repository: &Repository, identities: &[Arc<dyn Identity>]) -> Result<Census> {
-    let targets = targets(repository, &[]).await?;
+    let targets = repository.targets().await?;
     let looked = Looked::default();
     let work = Census::take(repository, &targets, identities, concurrency(&app.config), &looked);
     progress::during(&app.output, None, || shown(&looked), work).await

@@ -6,6 +6,7 @@ use backup_core::Result;
 use backup_core::keys::{Identity, Recipient};
 use backup_core::repository::Repository;
 use backup_core::repository::census::{Looked, Problem};
+use backup_core::repository::layout::TargetName;
 use backup_core::repository::rewrap::{RewrapOptions, named, rewrap};
 use serde::Serialize;
 
@@ -16,7 +17,7 @@ use crate::exit::Exit;
 use crate::keys::{self, Recipients};
 use crate::progress;
 
-use super::{concurrency, count, or_cancelled, problems, shown, targets, tell_problems, tell_unfinished, with_each};
+use super::{concurrency, count, or_cancelled, problems, shown, tell_problems, tell_unfinished, with_each_of};
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
@@ -39,8 +40,8 @@ pub(super) async fn run(app: &App, args: &RewrapArgs) -> Result<Exit> {
     };
     let (recipients, (identities, at_hand)) = or_cancelled(app, load).await?;
     let for_whom: Vec<_> = recipients.iter().map(|recipient| named(&**recipient)).collect();
-    with_each(app, |repository, _| {
-        let work = in_one(app, args, repository.clone(), recipients.clone(), identities.clone());
+    with_each_of(app, &args.targets, |repository, _, targets| {
+        let work = in_one(app, args, repository.clone(), targets, recipients.clone(), identities.clone());
         let (for_whom, at_hand) = (for_whom.clone(), at_hand.clone());
         async move {
             if args.dry_run {
@@ -60,10 +61,10 @@ async fn in_one(
     app: &App,
     args: &RewrapArgs,
     repository: Repository,
+    targets: Vec<TargetName>,
     recipients: Vec<Arc<dyn Recipient>>,
     identities: Vec<Arc<dyn Identity>>,
 ) -> Result<Exit> {
-    let targets = targets(&repository, &args.targets).await?;
     let names: Vec<_> = recipients.iter().map(|recipient| named(&**recipient)).collect();
     let mut options = RewrapOptions::new(recipients, identities);
     options.dry_run = args.dry_run;

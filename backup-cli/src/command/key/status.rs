@@ -9,6 +9,7 @@ use backup_core::keys::Identity;
 use backup_core::keys::policy::{Key, State};
 use backup_core::repository::Repository;
 use backup_core::repository::census::{Census, Held, Looked, Problem};
+use backup_core::repository::layout::TargetName;
 use backup_core::repository::rewrap::named;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -21,7 +22,7 @@ use crate::output::table;
 use crate::{keys, progress};
 
 use super::list::{KeyDocument, NO_POLICY};
-use super::{concurrency, count, shown, targets, tell_problems, tell_unfinished, with_each, words, words_and_names};
+use super::{concurrency, count, shown, tell_problems, tell_unfinished, with_each_of, words, words_and_names};
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
@@ -78,17 +79,18 @@ struct Status {
 pub(super) async fn run(app: &App, args: &StatusKeysArgs) -> Result<Exit> {
     let now = app.clock.now();
     let identities = if args.deep { keys::identities(&app.config).await? } else { Vec::new() };
-    with_each(app, |repository, _| of_one(app, args, repository, identities.clone(), now)).await
+    let of_each = |repository, _, targets| of_one(app, args, repository, targets, identities.clone(), now);
+    with_each_of(app, &args.targets, of_each).await
 }
 
 async fn of_one(
     app: &App,
     args: &StatusKeysArgs,
     repository: Repository,
+    targets: Vec<TargetName>,
     identities: Vec<Arc<dyn Identity>>,
     now: Timestamp,
 ) -> Result<Exit> {
-    let targets = targets(&repository, &args.targets).await?;
     let looked = Looked::default();
     let work = Census::take(&repository, &targets, &identities, concurrency(&app.config), &looked);
     let census = progress::during(&app.output, None, || shown(&looked), work).await?;

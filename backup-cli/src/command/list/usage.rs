@@ -1,22 +1,25 @@
 //! `backup list --usage`: how much there is, and how much room.
 
+use backup_core::Result;
 use backup_core::repository::Repository;
 use backup_core::repository::layout::TargetName;
 use backup_core::repository::usage::{Amount, Capacity, CapacityOf, TargetUsage, Usage};
-use backup_core::{Error, ErrorKind, Result, Stage};
 use serde::Serialize;
 
-use crate::App;
+use super::UnreadableTarget;
 use crate::args::ListArgs;
 use crate::config::RepositorySetting;
 use crate::exit::Exit;
 use crate::output::{bytes, table};
+use crate::{App, report};
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
     repository: &'a str,
     bytes: u64,
     targets: Vec<Target<'a>>,
+    /// What could not be looked at.
+    unreadable_targets: Vec<UnreadableTarget>,
     capacity: Vec<Share>,
     /// From how many per cent on there is a warning.
     warn_at: u8,
@@ -52,38 +55,37 @@ pub(super) async fn run(
     args: &ListArgs,
     repository: Repository,
     setting: &RepositorySetting,
-    target: Option<&TargetName>,
+    targets: Vec<TargetName>,
 ) -> Result<Exit> {
     let repository = &repository;
-    let mut targets = repository.targets().await?;
-    if let Some(target) = target {
-        if !targets.contains(target) {
-            let message = format!("{repository} has no target '{target}'");
-            return Err(
-                Error::new(ErrorKind::NotFound, Stage::Catalog, message).with_hint("'backup list' shows all targets")
-            );
-        }
-        targets.retain(|other| other == target);
+    let mut usage = Usage::read(repository, &targets).await?;
+    if args.target.is_some()
+        && let Some((_, refused)) = usage.refused.pop()
+    {
+        return Err(refused);
     }
-    let usage = Usage::read(repository, &targets).await?;
     let budget = setting.capacity.as_ref().map(|budget| Capacity::of_budget(budget.value.as_u64(), &usage));
     let warn_at = setting.capacity_warning.value;
     // Of one target nobody can say whether the budget of all is kept.
-    let budget = budget.filter(|_| target.is_none());
+    let budget = budget.filter(|_| args.target.is_none());
     let capacities: Vec<Capacity> = budget.into_iter().chain(repository.file_system()?).collect();
     let full: Vec<&Capacity> = capacities.iter().filter(|c| c.percent() >= u64::from(warn_at)).collect();
+    let ok = full.is_empty() && usage.refused.is_empty();
     if args.json {
-        app.output.json(&document(warn_at, repository, &usage, &capacities, full.is_empty()))?;
+        app.output.json(&document(warn_at, repository, &usage, &capacities, ok))?;
     } else {
         app.output.data(&table(&rows(&usage)))?;
         for capacity in &capacities {
             app.output.note(describe(repository, capacity));
         }
     }
+    for (target, error) in &usage.refused {
+        app.output.warning(format!("'{target}' is not counted: {}", report::in_one_line(error)));
+    }
     for capacity in &full {
         app.output.warning(describe(repository, capacity));
     }
-    Ok(if full.is_empty() { Exit::Done } else { Exit::Warnings })
+    Ok(if ok { Exit::Done } else { Exit::Warnings })
 }
 
 /// How full it is, in words.
@@ -126,6 +128,7 @@ fn document<'a>(
         repository: repository.name(),
         bytes: usage.bytes(),
         targets: usage.targets.iter().map(of_target).collect(),
+        unreadable_targets: usage.refused.iter().map(|(target, error)| UnreadableTarget::new(target, error)).collect(),
         capacity: capacities.iter().map(|c| Share { capacity: *c, percent: c.percent() }).collect(),
         warn_at,
         ok,

@@ -225,3 +225,15 @@ async fn a_target_that_cannot_be_read_is_told_and_hides_no_other() {
     std::fs::remove_dir_all(temp.path().join("repo/app")).unwrap();
     assert_eq!(repository.resolve("latest").await.unwrap_err().kind(), ErrorKind::Storage);
 }
+
+#[tokio::test]
+async fn a_target_is_there_if_anything_of_it_is_or_if_nobody_may_look() {
+    let temp = tempfile::tempdir().unwrap();
+    let [_, repository] = repositories(&temp).await;
+    let has = async |name: &str| repository.has_target(&name.parse().unwrap()).await.unwrap();
+    put(&repository, &"archived/wal/7/00000001/x".into(), b"x".to_vec()).await;
+    assert!(has("app").await && has("archived").await && !has("ap").await && !has("nobody").await);
+    std::fs::create_dir(temp.path().join("repo/refused")).unwrap();
+    std::os::unix::fs::symlink("backups", temp.path().join("repo/refused/backups")).unwrap();
+    assert!(has("refused").await);
+}

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use tokio_util::sync::CancellationToken;
@@ -143,33 +144,41 @@ impl Run<'_> {
         if !self.has_required(path, &found.manifest).await? {
             return Ok(());
         }
-        let manifest_bytes = if is_there { 0 } else { found.raw.len() as u64 };
-        let bytes = missing.iter().map(|listed| listed.volume.bytes).fold(manifest_bytes, u64::saturating_add);
-        if !self.options.dry_run {
-            let done = CancellationToken::new();
-            let work = async {
-                let copied = self.volumes(path, &found.manifest, missing).await;
-                done.cancel();
-                copied
-            };
-            let (copied, ()) = tokio::join!(work, self.keep_alive(path, &done));
-            let committed = match copied {
-                Ok(problems) if problems.is_empty() => {
-                    self.commit(path, &found.manifest, &found.raw).await.map(|()| true)
-                }
-                Ok(problems) => self.damaged(path, problems).await.map(|()| false),
-                Err(e) => Err(e),
-            };
-            // Only a leftover, which nobody waits for.
-            if let Err(error) = self.to.store().delete(&path.running()).await {
-                tracing::debug!(%error, "cannot remove running.json");
-            }
-            if !committed? {
-                return Ok(());
-            }
+        let bytes = if self.options.dry_run { Some(bytes_of(&missing)) } else { self.bring(found).await? };
+        if let Some(bytes) = bytes {
+            let manifest_bytes = if is_there { 0 } else { found.raw.len() as u64 };
+            self.tally().copied(Kind::Backup, bytes.saturating_add(manifest_bytes));
         }
-        self.tally().copied(Kind::Backup, bytes);
         Ok(())
+    }
+
+    /// Copies what the destination lacks of a backup, and makes it visible. Returns the bytes of its volumes; `None` when some are damaged.
+    async fn bring(&self, found: &Found) -> Result<Option<u64>> {
+        let Found { path, manifest, .. } = found;
+        let (started, done) = (self.options.clock.now(), CancellationToken::new());
+        // A prune there takes what an interrupted copy left, unless it sees this: so what is there is looked at only now.
+        self.beat(path, started).await;
+        let work = async {
+            let copied = async {
+                let missing = self.missing(path, manifest).await?;
+                let bytes = bytes_of(&missing);
+                self.volumes(path, manifest, missing).await.map(|problems| (bytes, problems))
+            };
+            let copied = copied.await;
+            done.cancel();
+            copied
+        };
+        let (copied, ()) = tokio::join!(work, self.keep_alive(path, started, &done));
+        let committed = match copied {
+            Ok((bytes, problems)) if problems.is_empty() => self.commit(found).await.map(|()| Some(bytes)),
+            Ok((_, problems)) => self.damaged(path, problems).await.map(|()| None),
+            Err(e) => Err(e),
+        };
+        // Only a leftover, which nobody waits for.
+        if let Err(error) = self.to.store().delete(&path.running()).await {
+            tracing::debug!(%error, "cannot remove running.json");
+        }
+        committed
     }
 
     /// Whether the destination has this manifest, byte for byte.
@@ -296,8 +305,10 @@ impl Run<'_> {
         }
     }
 
-    /// Makes the backup visible, after a last look at its volumes.
-    async fn commit(&self, path: &BackupPath, manifest: &Manifest, raw: &Bytes) -> Result<()> {
+    /// Makes the backup visible, after a last look at all that it needs.
+    async fn commit(&self, found: &Found) -> Result<()> {
+        let Found { path, manifest, raw, .. } = found;
+        self.rewraps_again(&path.target, &manifest.data_key).await?;
         let held = folder(self.to, &path.prefix()).await?;
         for volume in manifest.streams.iter().flat_map(|stream| &stream.volumes) {
             if held.get(&volume.path) != Some(&volume.bytes) {
@@ -309,23 +320,27 @@ impl Run<'_> {
         self.create(&path.manifest(), raw.clone()).await.map_err(|e| e.at(Stage::Commit))
     }
 
-    /// Tells whoever cleans up there that these volumes will have a manifest.
-    async fn keep_alive(&self, path: &BackupPath, done: &CancellationToken) {
-        let started = self.options.clock.now();
-        loop {
-            let beat = async {
-                // Of what it will need of the log nothing is said, so a prune leaves all of it alone.
-                let payload = Running::new(path, started, self.options.clock.now(), None, None).encode()?;
-                let put = self.to.store().put(&path.running(), payload).await;
-                put.map(drop).map_err(|e| self.to.error(e, "write", &path.running()))
-            };
-            if let Err(error) = beat.await {
-                tracing::warn!(error = error.in_one_line(), "cannot renew running.json");
-            }
-            let interval: Duration = HEARTBEAT;
-            if tokio::time::timeout(interval, done.cancelled()).await.is_ok() {
-                return;
-            }
+    /// Tells whoever cleans up there, until it is done, that these volumes will have a manifest.
+    async fn keep_alive(&self, path: &BackupPath, started: Timestamp, done: &CancellationToken) {
+        let interval: Duration = HEARTBEAT;
+        while tokio::time::timeout(interval, done.cancelled()).await.is_err() {
+            self.beat(path, started).await;
         }
     }
+
+    async fn beat(&self, path: &BackupPath, started: Timestamp) {
+        let beat = async {
+            // Of what it will need of the log nothing is said, so a prune leaves all of it alone.
+            let payload = Running::new(path, started, self.options.clock.now(), None, None).encode()?;
+            let put = self.to.store().put(&path.running(), payload).await;
+            put.map(drop).map_err(|e| self.to.error(e, "write", &path.running()))
+        };
+        if let Err(error) = beat.await {
+            tracing::warn!(error = error.in_one_line(), "cannot renew running.json");
+        }
+    }
+}
+
+fn bytes_of(missing: &[Listed<'_>]) -> u64 {
+    missing.iter().map(|listed| listed.volume.bytes).fold(0, u64::saturating_add)
 }

@@ -8,7 +8,7 @@ use object_store::{ObjectMeta, ObjectStore};
 
 use super::Prune;
 use super::clocks::{Clocks, modified};
-use super::gather::{Unfinished, holding, unfinished};
+use super::gather::{Unfinished, holding};
 use super::remove::Remover;
 use super::report::{Removed, UnfinishedReport};
 use crate::error::{Result, Stage};
@@ -16,7 +16,7 @@ use crate::repository::Repository;
 use crate::repository::layout::{BackupId, BackupPath, MANIFEST, RUNNING, TargetName};
 use crate::repository::retention::{Facts, Reason, Verdict, keep_required};
 
-/// For so long what was seen of a run is taken to be so.
+/// For so long what was seen of a folder is taken to be so.
 const STILL_SO: SignedDuration = SignedDuration::from_mins(10);
 /// Backups that are looked at at once.
 const LOOKS: usize = 8;
@@ -39,14 +39,10 @@ pub(super) async fn look_at_doomed(
     };
     let mut looked = futures::stream::iter(doomed).map(look).buffer_unordered(LOOKS);
     while let Some((i, objects)) = looked.try_next().await? {
-        let mut size = Removed::default();
-        for object in objects {
-            size += Removed { objects: 1, bytes: object.size };
-            if object.location.filename() == Some(MANIFEST) && modified(&object) > old_before {
-                verdicts[i].reasons.push(Reason::Young);
-            }
+        if is_young(&objects, old_before) {
+            verdicts[i].reasons.push(Reason::Young);
         }
-        sizes.insert(facts[i].id.clone(), size);
+        sizes.insert(facts[i].id.clone(), size_of(&objects));
     }
     drop(looked);
     keep_required(facts, verdicts);
@@ -72,33 +68,34 @@ pub(super) async fn remove(
             remover.count(*size);
             continue;
         }
-        // Somebody may have pinned it since.
-        let path = target.backup(&verdicts[i].id);
-        let pins = holding(&prune.repository.pins_of(&path).await?, clocks);
-        if !pins.is_empty() {
-            verdicts[i].reasons.extend(pins.into_iter().map(|(text, until)| Reason::Pinned { text, until }));
-            keep_required(facts, verdicts);
-            continue;
-        }
-        if !remove_one(&prune.repository, &path, remover).await? {
-            verdicts[i].reasons.push(Reason::NotDeleted);
+        let left = remove_one(prune, &target.backup(&verdicts[i].id), clocks, remover).await?;
+        if !left.is_empty() {
+            verdicts[i].reasons.extend(left);
             keep_required(facts, verdicts);
         }
     }
     Ok(())
 }
 
-/// Removes a backup: first its manifest, so that it is none any more, and when that is durable the rest. Returns whether it is none any more.
-async fn remove_one(repository: &Repository, path: &BackupPath, remover: &Remover<'_>) -> Result<bool> {
-    let objects = list(repository, path).await?;
-    let manifest = path.manifest();
-    let bytes = objects.iter().find(|object| object.location == manifest).map_or(0, |object| object.size);
-    if !remover.remove(&manifest, bytes).await? {
-        return Ok(false);
+/// Removes a backup: first its manifest, so that it is none any more, and when that is durable the rest. Returns why it still is one, if it is.
+async fn remove_one(prune: &Prune, path: &BackupPath, clocks: Clocks, remover: &Remover<'_>) -> Result<Vec<Reason>> {
+    let (look, manifest) = (Look::now(prune), path.manifest());
+    let objects = list(&prune.repository, path).await?;
+    // Somebody may bring what it lacked, or may have pinned it; pins last, since listing may take its time.
+    if is_young(&objects, clocks.store_before(prune.grace)) {
+        return Ok(vec![Reason::Young]);
     }
-    repository.settle(&manifest).await?;
-    remove_all(objects.into_iter().filter(|object| object.location != manifest), remover).await?;
-    Ok(true)
+    let pins = holding(&prune.repository.pins_of(path).await?, clocks);
+    if !pins.is_empty() {
+        return Ok(pins.into_iter().map(|(text, until)| Reason::Pinned { text, until }).collect());
+    }
+    let bytes = objects.iter().find(|object| object.location == manifest).map_or(0, |object| object.size);
+    if !look.is_still_so() || !remover.remove(&manifest, bytes).await? {
+        return Ok(vec![Reason::NotDeleted]);
+    }
+    prune.repository.settle(&manifest).await?;
+    remove_all(objects.into_iter().filter(|object| object.location != manifest), &look, remover).await?;
+    Ok(Vec::new())
 }
 
 /// Removes what runs left of which nothing came since `old_before`.
@@ -109,27 +106,40 @@ pub(super) async fn sweep(
     remover: &Remover<'_>,
 ) -> Result<Vec<UnfinishedReport>> {
     let mut reports = Vec::with_capacity(runs.len());
-    for run in runs {
-        // Again, since what was looked at may have gone on meanwhile.
-        let looked = prune.clock.now();
-        let Some(run) = unfinished(&prune.repository, run.path.clone()).await? else { continue };
-        let mut kept = run.newest > old_before;
+    for Unfinished { path, .. } in runs {
+        // Again, since what was looked at may have gone on meanwhile. What goes is what this listing has, and nothing that came after it.
+        let look = Look::now(prune);
+        let objects = list(&prune.repository, path).await?;
+        let Some(newest) = objects.iter().map(modified).max() else { continue };
+        let size = size_of(&objects);
+        let has_ended = objects.iter().any(|object| object.location.filename() == Some(MANIFEST));
+        let kept = has_ended || is_young(&objects, old_before) || !look.is_still_so();
         if !kept {
             // The mark of the run last: while it is there it tells whose the rest is.
-            let (mark, rest): (Vec<ObjectMeta>, Vec<ObjectMeta>) = list(&prune.repository, &run.path)
-                .await?
-                .into_iter()
-                .partition(|object| object.location.filename() == Some(RUNNING));
-            // Whoever was stopped in between (a suspended machine) knows nothing of it any more.
-            kept = prune.clock.now().duration_since(looked) > STILL_SO;
-            if !kept {
-                remove_all(rest.into_iter(), remover).await?;
-                remove_all(mark.into_iter(), remover).await?;
-            }
+            let (mark, rest): (Vec<ObjectMeta>, Vec<ObjectMeta>) =
+                objects.into_iter().partition(|object| object.location.filename() == Some(RUNNING));
+            remove_all(rest.into_iter(), &look, remover).await?;
+            remove_all(mark.into_iter(), &look, remover).await?;
         }
-        reports.push(UnfinishedReport { id: run.path.id.clone(), newest: run.newest, size: run.size, kept });
+        reports.push(UnfinishedReport { id: path.id.clone(), newest, size, kept });
     }
     Ok(reports)
+}
+
+/// When something was looked at. Whoever was stopped since (a suspended machine) knows nothing of it any more, and leaves it to the next prune.
+struct Look<'a> {
+    prune: &'a Prune,
+    at: Timestamp,
+}
+
+impl<'a> Look<'a> {
+    fn now(prune: &'a Prune) -> Self {
+        Self { prune, at: prune.clock.now() }
+    }
+
+    fn is_still_so(&self) -> bool {
+        self.prune.clock.now().duration_since(self.at) <= STILL_SO
+    }
 }
 
 /// All objects of a backup: some, or some thousand where it has petabytes.
@@ -139,9 +149,26 @@ async fn list(repository: &Repository, path: &BackupPath) -> Result<Vec<ObjectMe
     listed.map_err(|e| repository.error(e, "list", &prefix).at(Stage::Catalog))
 }
 
-async fn remove_all(objects: impl Iterator<Item = ObjectMeta> + Send, remover: &Remover<'_>) -> Result<()> {
+/// Whether anything of a folder came since `old_before`.
+fn is_young(objects: &[ObjectMeta], old_before: Timestamp) -> bool {
+    objects.iter().any(|object| modified(object) > old_before)
+}
+
+fn size_of(objects: &[ObjectMeta]) -> Removed {
+    let mut size = Removed::default();
+    objects.iter().for_each(|object| size += Removed { objects: 1, bytes: object.size });
+    size
+}
+
+/// Removes them, while what was seen of them is so.
+async fn remove_all(
+    objects: impl Iterator<Item = ObjectMeta> + Send,
+    look: &Look<'_>,
+    remover: &Remover<'_>,
+) -> Result<()> {
     let objects: Vec<ObjectMeta> = objects.collect();
+    let current = objects.into_iter().take_while(|_| look.is_still_so());
     let removed =
-        futures::stream::iter(objects).map(|object| async move { remover.remove(&object.location, object.size).await });
+        futures::stream::iter(current).map(|object| async move { remover.remove(&object.location, object.size).await });
     removed.buffer_unordered(DELETES).try_for_each(|_| async { Ok(()) }).await
 }

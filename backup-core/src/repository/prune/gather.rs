@@ -49,6 +49,12 @@ impl Unfinished {
     pub(super) fn as_running(&self) -> RunningBackup {
         RunningBackup { id: self.path.id.clone(), needs: self.needs }
     }
+
+    /// The same of one that was looked at again, and is alive: what it said before `old_before` it may have said of another attempt.
+    pub(super) fn as_running_since(&self, old_before: Timestamp) -> RunningBackup {
+        let needs = if self.newest > old_before { self.needs } else { RunningNeeds::Unknown };
+        RunningBackup { needs, ..self.as_running() }
+    }
 }
 
 impl Holdings {

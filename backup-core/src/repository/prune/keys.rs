@@ -9,31 +9,43 @@ use futures::TryStreamExt;
 use jiff::Timestamp;
 use object_store::{ObjectMeta, ObjectStore};
 
+use super::Prune;
 use super::clocks::modified;
 use super::gather::Holdings;
 use super::remove::Remover;
-use super::report::Removed;
+use super::report::{Removed, UnfinishedReport};
 use crate::error::{ErrorKind, Result, Stage};
 use crate::format::{Purpose, REWRAP_LEN_MAX, Rewrap};
 use crate::repository::Repository;
-use crate::repository::layout::{KeyPath, TargetName};
+use crate::repository::layout::{BackupId, KeyPath, TargetName};
 use crate::repository::retention::Verdict;
 
-/// Removes the rewraps of backups that are gone, if the newest of a data key is older than `old_before`.
+/// Removes the rewraps of backups that are gone, if the newest of a data key is older than `old_before`. None while there is a backup of which
+/// nobody knows yet which data key it has: a copy brings rewraps first and manifests last.
 pub(super) async fn sweep(
-    repository: &Repository,
+    prune: &Prune,
     target: &TargetName,
     holdings: &Holdings,
     verdicts: &[Verdict],
+    unfinished: &[UnfinishedReport],
     old_before: Timestamp,
     remover: &Remover<'_>,
 ) -> Result<Removed> {
-    let mut removed = Removed::default();
+    let (repository, mut removed) = (&prune.repository, Removed::default());
+    if unfinished.iter().any(|run| run.kept) {
+        return Ok(removed);
+    }
     let kept = holdings.data_keys.iter().zip(verdicts).filter(|(_, verdict)| verdict.is_kept());
     let Some(in_use) = kept.map(|(key, _)| key.as_deref()).collect::<Option<BTreeSet<&str>>>() else {
         // Which data key a backup has that cannot be read, nobody can tell.
         return Ok(removed);
     };
+    // What a dry run would remove is still there.
+    let is_known = |verdict: &&Verdict| verdict.is_kept() || prune.dry_run;
+    let mut known: BTreeSet<&BackupId> = verdicts.iter().filter(is_known).map(|verdict| &verdict.id).collect();
+    if prune.dry_run {
+        known.extend(unfinished.iter().map(|run| &run.id));
+    }
     let mut candidates: BTreeMap<KeyPath, Vec<ObjectMeta>> = BTreeMap::new();
     let prefix = target.keys();
     let failed = |e| repository.error(e, "list", &prefix).at(Stage::Catalog);
@@ -49,6 +61,9 @@ pub(super) async fn sweep(
         if !old || !are_of_backups(repository, &objects).await? {
             continue;
         }
+        if has_others(repository, target, &known).await? {
+            break;
+        }
         for object in objects {
             if remover.remove(&object.location, object.size).await? {
                 removed += Removed { objects: 1, bytes: object.size };
@@ -56,6 +71,16 @@ pub(super) async fn sweep(
         }
     }
     Ok(removed)
+}
+
+/// Whether there is anything of a backup that is none of these: it came after everything was looked at.
+async fn has_others(repository: &Repository, target: &TargetName, known: &BTreeSet<&BackupId>) -> Result<bool> {
+    for id in repository.backup_ids(target).await?.iter().filter(|id| !known.contains(id)) {
+        if repository.holds_anything(&target.backup(id)).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether all of these are rewraps, and of a backup's data key.

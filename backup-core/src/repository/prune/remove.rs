@@ -60,10 +60,14 @@ impl<'a> Remover<'a> {
 
     /// Notes what could not be done.
     pub(super) fn problem(&self, object: String, error: &Error) {
+        self.add_problem(Problem { object, problem: error.in_one_line() });
+    }
+
+    pub(super) fn add_problem(&self, problem: Problem) {
         let mut totals = self.lock();
         totals.problem_count += 1;
         if totals.problems.len() < PROBLEMS_MAX {
-            totals.problems.push(Problem { object, problem: error.in_one_line() });
+            totals.problems.push(problem);
         }
     }
 

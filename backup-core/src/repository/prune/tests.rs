@@ -19,6 +19,8 @@ use crate::repository::retention::wal::WalReason;
 use crate::repository::retention::{Keep, Reason};
 use crate::repository::runs::Who;
 
+mod beside;
+mod log;
 mod store;
 
 use store::{Shared, TestStore};
@@ -153,6 +155,18 @@ impl World {
             self.put(&path.named(&volume.path), "volume", at).await;
         }
         self.put(&path.manifest(), manifest.encode(&DataKey::generate()).unwrap(), at).await;
+        path
+    }
+
+    /// An old rewrap of a data key.
+    async fn rewrap(&self, key: &str, purpose: &str) -> Path {
+        let path = self.target.key(key).unwrap().rewrap(&crate::repository::layout::RewrapName::after(None));
+        let document = format!(
+            "{{\"format\":1,\"target\":\"app\",\"purpose\":\"{purpose}\",\"data_key\":\"{key}\",\"created\":\"2026-01-01T00:00:00Z\",\
+             \"wraps\":[{{\"kind\":\"age\",\"recipient\":\"age1x\",\"wrap\":\"AAAA\"}}],\"version\":\"x\"}}\n{{\"mac\":\"{}\"}}\n",
+            data_encoding::BASE64.encode(&[0; 32])
+        );
+        self.put(&path, document, self.ago(24 * 100)).await;
         path
     }
 
@@ -396,47 +410,6 @@ async fn what_is_not_trusted_or_not_understood_stays_and_what_is_newer_holds_all
 }
 
 #[tokio::test]
-async fn of_the_log_only_leftovers_go_that_are_old_and_need_nobody() {
-    let world = World::filled().await;
-    let archive = world.archive();
-    let newest = segment(40 * 4 + 7);
-    let (live, whole) = (segment(40 * 4 + 8), newest);
-    let piece = |run: u8| TailPiece { start: 0, end: 100, run: format!("{run:016x}") };
-    for (of, run, at) in [(live, 1, world.ago(50)), (whole, 2, world.ago(50)), (whole, 3, world.ago(1))] {
-        world.put(&archive.tail_piece(of, &piece(run)), "piece", at).await;
-    }
-    let file = WalFile::Segment(newest);
-    let (named, lost, new) = (archive.large_file(file), archive.large_file(file), archive.large_file(file));
-    let reference =
-        crate::wal_archive::Reference { object: named.filename().unwrap().to_owned(), bytes: 5, critical: vec![] };
-    world.put(&archive.file(file), reference.encode(), world.ago(50)).await;
-    for (path, at) in [(&named, world.ago(50)), (&lost, world.ago(50)), (&new, world.ago(1))] {
-        world.put(path, "large", at).await;
-    }
-    let expired = WalFile::Segment(segment(14));
-    let (history, unknown) =
-        (archive.file("00000002.history".parse().unwrap()), archive.prefix().join("00000001").join("x.bin"));
-    let large = archive.large_file(expired);
-    for path in [&history, &unknown, &large] {
-        world.put(path, "old", world.ago(24 * 39)).await;
-    }
-    let report = world.pruned().await;
-    for path in
-        [&archive.tail_piece(live, &piece(1)), &archive.tail_piece(whole, &piece(3)), &named, &new, &history, &unknown]
-    {
-        assert!(world.has(path).await, "{path}");
-    }
-    for path in [&archive.tail_piece(whole, &piece(2)), &lost, &large, &archive.file(expired)] {
-        assert!(!world.has(path).await, "{path}");
-    }
-    let fates: BTreeSet<&WalFate> = report.wal.iter().map(|wal| &wal.fate).collect();
-    assert!(fates.contains(&WalFate::Superseded) && fates.contains(&WalFate::Orphaned), "{fates:?}");
-    let deleted = world.store.0.deleted.lock().unwrap().clone();
-    let place = |path: &Path| deleted.iter().position(|other| other == path);
-    assert!(place(&archive.file(expired)) < place(&large), "what refers to it goes first");
-}
-
-#[tokio::test]
 async fn a_clock_that_is_ahead_and_a_grace_that_is_short_are_refused() {
     let world = World::filled().await;
     let witness = Path::from("runs/witness");
@@ -462,15 +435,7 @@ async fn rewraps_go_with_the_last_backup_that_has_their_data_key() {
         if purpose == "backup" {
             world.backup(world.ago(24 * days), |manifest| manifest.data_key.clone_from(&key)).await;
         }
-        let folder = world.target.key(&key).unwrap();
-        let path = folder.rewrap(&crate::repository::layout::RewrapName::after(None));
-        let document = format!(
-            "{{\"format\":1,\"target\":\"app\",\"purpose\":\"{purpose}\",\"data_key\":\"{key}\",\"created\":\"2026-01-01T00:00:00Z\",\
-             \"wraps\":[{{\"kind\":\"age\",\"recipient\":\"age1x\",\"wrap\":\"AAAA\"}}],\"version\":\"x\"}}\n{{\"mac\":\"{}\"}}\n",
-            data_encoding::BASE64.encode(&[0; 32])
-        );
-        world.put(&path, document, world.ago(24 * 100)).await;
-        keys.push(path);
+        keys.push(world.rewrap(&key, purpose).await);
     }
     let report = world.pruned().await;
     assert_eq!(report.rewraps.objects, 1);

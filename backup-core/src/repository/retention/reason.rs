@@ -62,7 +62,7 @@ pub enum Reason {
     Unreadable,
     /// None of the trusted signers has signed it.
     Untrusted,
-    /// It was to go, and the store did not delete it.
+    /// It was to go, and could not be deleted this time.
     NotDeleted,
 }
 
@@ -92,7 +92,7 @@ impl fmt::Display for Reason {
             Self::Held { by } => write!(f, "may be needed by {by}, which needs a newer release"),
             Self::Unreadable => f.write_str("its manifest cannot be read"),
             Self::Untrusted => f.write_str("not signed by a trusted signer"),
-            Self::NotDeleted => f.write_str("the store did not delete it"),
+            Self::NotDeleted => f.write_str("it could not be deleted this time"),
         }
     }
 }

@@ -6,6 +6,7 @@ use jiff::civil::Date;
 use proptest::prelude::*;
 
 use super::*;
+use crate::postgres::wal::{Lsn, SegmentSize, Timeline};
 
 mod reachable;
 
@@ -56,7 +57,17 @@ fn stated(facts: &[Facts], zone: &TimeZone, now: Timestamp) -> BTreeSet<BackupId
             .filter(is_good)
             .all(|other| !same(day(other), day(f)) || (f.started, f.id.as_str()) <= (other.started, other.id.as_str()))
     };
+    let stopped = |f: &Facts| f.cluster.as_ref().filter(|_| f.standing == Standing::Good).map(|c| c.stopped);
+    let window = ago(7.days());
+    let in_window = |f: &Facts| stopped(f).is_some_and(|at| at > window);
+    let begins_window = |f: &Facts| {
+        let newest = facts.iter().filter_map(stopped).filter(|at| *at <= window).max();
+        stopped(f).is_some() && stopped(f) == newest && facts.iter().any(in_window)
+    };
     let is_kept = |f: &&Facts| {
+        if in_window(f) || begins_window(f) {
+            return true;
+        }
         let newer = |other: &Facts| (other.started, other.id.as_str()) > (f.started, f.id.as_str());
         if facts.iter().filter(is_good).all(|other| !newer(other)) {
             return f.standing == Standing::Good || f.standing == Standing::Damaged;
@@ -75,7 +86,21 @@ fn zones() -> impl Strategy<Value = TimeZone> {
     proptest::sample::select(&RULES[..]).prop_map(|rule| TimeZone::posix(rule).unwrap())
 }
 
-/// Backups of some days: how many on a day, when on it, and whether it went well.
+/// The end of a base backup of which the log is elsewhere.
+fn cluster(stopped: Timestamp) -> ClusterEntry {
+    ClusterEntry {
+        system_identifier: SystemIdentifier(7),
+        server_version_num: 150_018,
+        wal_segment_bytes: SegmentSize::DEFAULT,
+        timeline: Timeline::FIRST,
+        start_lsn: Lsn(100),
+        stop_lsn: Lsn(200),
+        stopped,
+        wal_included: true,
+    }
+}
+
+/// Backups of some days, all of a cluster or none: how many on a day, when on it, and whether it went well.
 fn days(count: usize) -> impl Strategy<Value = Vec<Facts>> {
     let backup = (0i64..86_400, prop_oneof![8 => Just(Standing::Good), 1 => Just(Standing::Damaged)]);
     let on_a_day = prop_oneof![
@@ -84,14 +109,15 @@ fn days(count: usize) -> impl Strategy<Value = Vec<Facts>> {
         2 => Just(3),
     ]
     .prop_flat_map(move |n| proptest::collection::vec(backup.clone(), n));
-    proptest::collection::vec(on_a_day, count).prop_map(|days| {
+    (proptest::collection::vec(on_a_day, count), any::<bool>()).prop_map(|(days, is_cluster)| {
         // Across the leap day of 2024, and one that is none.
         let first = at("2023-11-01T00:00:00Z");
         let mut facts = Vec::new();
         for (day, backups) in (0i64..).zip(days) {
             for (second, standing) in backups {
                 let started = first + SignedDuration::from_secs(day * 86_400 + second);
-                facts.push(Facts { standing, ..good(started, facts.len()) });
+                let cluster = is_cluster.then(|| cluster(started + SignedDuration::from_mins(20)));
+                facts.push(Facts { standing, cluster, ..good(started, facts.len()) });
             }
         }
         facts
@@ -135,7 +161,8 @@ proptest! {
             prop_assert!(facts[..seen].iter().all(|f| f.standing != Standing::Good) || left.iter().any(|f| f.standing == Standing::Good && survivors.contains(&f.id)));
             left.retain(|f| survivors.contains(&f.id));
             // Daily, weekly and monthly are bounded, however long it goes on.
-            prop_assert!(left.len() <= 3 + 31 + 14 + 14 + 5 + 10 * 3, "{}", left.len());
+            let of_window = if left.iter().any(|f| f.cluster.is_some()) { 3 * 8 + 1 } else { 0 };
+            prop_assert!(left.len() <= 3 + 31 + 14 + 14 + 5 + 10 * 3 + of_window, "{}", left.len());
             if seen == facts.len() {
                 break;
             }
@@ -159,6 +186,23 @@ fn the_first_good_one_stands_for_its_day_whatever_comes_later() {
     assert_eq!(texts, ["daily, of 2026-11-20", "weekly, of 2026-W47", "monthly, of 2026-11"]);
     facts.remove(2);
     assert_eq!(decide_without_log(&facts, &Rules::default(), now)[1], verdicts[1]);
+}
+
+#[test]
+fn base_backups_of_the_window_are_kept_where_there_is_no_log_yet() {
+    let base = |text: &str, n: usize| Facts { cluster: Some(cluster(at(text))), ..good(at(text), n) };
+    let facts = [
+        base("2026-11-10T02:00:00Z", 0),
+        base("2026-11-16T02:00:00Z", 1),
+        base("2026-11-20T02:00:00Z", 2),
+        base("2026-11-20T14:00:00Z", 3),
+        base("2026-11-25T02:00:00Z", 4),
+    ];
+    let rules = Rules { daily: Keep::Nothing, weekly: Keep::Nothing, monthly: Keep::Nothing, ..Rules::default() };
+    let verdicts = decide_without_log(&facts, &rules, at("2026-11-25T12:00:00Z"));
+    let reasons: Vec<Option<&Reason>> = verdicts.iter().map(|verdict| verdict.reasons.last()).collect();
+    let window = Some(&Reason::Window);
+    assert_eq!(reasons, [None, Some(&Reason::WindowStart), window, window, window]);
 }
 
 #[test]

@@ -172,14 +172,27 @@ impl Plan {
         let found = ranges.iter().find(|range| range.holds(segment)).map(|range| range.reason.clone());
         found.or_else(|| (written >= self.young_since).then_some(WalReason::Young))
     }
+
+    /// Whether any segment from `first` to `last`, of one timeline, is kept, whenever it came.
+    pub fn keeps_any(&self, cluster: SystemIdentifier, first: SegmentName, last: SegmentName) -> bool {
+        match self.clusters.get(&cluster) {
+            Some(ClusterPlan::Ranges(ranges)) => ranges.iter().any(|range| range.meets(first, last)),
+            None | Some(ClusterPlan::All(_)) => true,
+        }
+    }
 }
 
 impl Range {
     fn holds(&self, segment: SegmentName) -> bool {
-        let number = (segment.log, segment.segment);
+        self.meets(segment, segment)
+    }
+
+    /// Whether it holds any segment from `first` to `last`, of one timeline.
+    fn meets(&self, first: SegmentName, last: SegmentName) -> bool {
+        let number = |segment: SegmentName| (segment.log, segment.segment);
         match self.last {
-            Some(last) => segment.timeline == self.timeline && (self.first..=last).contains(&number),
-            None => segment.timeline >= self.timeline && number >= self.first,
+            Some(end) => first.timeline == self.timeline && number(first) <= end && number(last) >= self.first,
+            None => first.timeline >= self.timeline && number(last) >= self.first,
         }
     }
 }

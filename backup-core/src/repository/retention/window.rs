@@ -26,13 +26,14 @@ pub(super) fn reasons(
     archives: &BTreeMap<SystemIdentifier, Archive>,
     start: Timestamp,
 ) -> Vec<(usize, Reason)> {
-    let mut found = Vec::new();
-    for (cluster, archive) in archives {
-        let of_cluster = |i: &usize| {
-            let entry = facts[*i].cluster.as_ref().filter(|entry| entry.system_identifier == *cluster)?;
-            Some((*i, entry))
-        };
-        let backups: Vec<(usize, &ClusterEntry)> = good.iter().filter_map(of_cluster).collect();
+    let (mut found, no_log) = (Vec::new(), Archive::default());
+    let mut clusters: BTreeMap<SystemIdentifier, Vec<(usize, &ClusterEntry)>> = BTreeMap::new();
+    for (i, entry) in good.iter().filter_map(|i| Some((*i, facts[*i].cluster.as_ref()?))) {
+        clusters.entry(entry.system_identifier).or_default().push((i, entry));
+    }
+    for (cluster, backups) in clusters {
+        // The log may be about to come, or somebody may have put it elsewhere.
+        let archive = archives.get(&cluster).unwrap_or(&no_log);
         let (within, before): (Vec<_>, Vec<_>) = backups.into_iter().partition(|(_, entry)| entry.stopped > start);
         // A timeline lives in the window if log came of it, or a backup.
         let since = start.checked_sub(SKEW).unwrap_or(Timestamp::MIN);

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
@@ -28,6 +29,29 @@ pub(super) struct TestStore {
     /// The end of names that may not be deleted.
     pub(super) locked: Mutex<Option<&'static str>>,
     pub(super) deleted: Mutex<Vec<Path>>,
+    pub(super) others: Mutex<Option<Others>>,
+}
+
+/// What a request does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Request {
+    List,
+    Put,
+    Delete,
+}
+
+/// What others do meanwhile: right before the `nth` request of its kind for this path, once.
+pub(super) struct Others {
+    pub(super) request: Request,
+    pub(super) path: Path,
+    pub(super) nth: usize,
+    pub(super) act: Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>,
+}
+
+impl fmt::Debug for Others {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Others").field("request", &self.request).field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 impl TestStore {
@@ -39,6 +63,23 @@ impl TestStore {
             meta.last_modified -= moved;
         }
         meta
+    }
+
+    /// Lets others have their turn, if this is what they wait for.
+    async fn let_others(&self, request: Request, path: Option<&Path>) {
+        let act = {
+            let mut waiting = self.others.lock().unwrap();
+            match &mut *waiting {
+                Some(others) if others.request == request && Some(&others.path) == path => {
+                    others.nth -= 1;
+                    if others.nth == 0 { waiting.take().map(|others| others.act) } else { None }
+                }
+                _ => None,
+            }
+        };
+        if let Some(act) = act {
+            act().await;
+        }
     }
 
     fn delete(&self, path: &Path) -> StoreResult<()> {
@@ -78,6 +119,9 @@ impl fmt::Display for Shared {
 #[async_trait]
 impl ObjectStore for Shared {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> StoreResult<PutResult> {
+        self.0.let_others(Request::Put, Some(location)).await;
+        // It is new, whatever was said of another.
+        self.0.ages.lock().unwrap().remove(location);
         self.0.memory.put_opts(location, payload, options).await
     }
 
@@ -105,6 +149,7 @@ impl ObjectStore for Shared {
             .and_then(move |path| {
                 let store = Arc::clone(&store);
                 async move {
+                    store.let_others(Request::Delete, Some(&path)).await;
                     store.delete(&path)?;
                     store.memory.delete(&path).await?;
                     Ok(path)
@@ -114,11 +159,17 @@ impl ObjectStore for Shared {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, StoreResult<ObjectMeta>> {
-        let store = Arc::clone(&self.0);
-        self.0.memory.list(prefix).map_ok(move |meta| store.aged(meta)).boxed()
+        let (store, prefix) = (Arc::clone(&self.0), prefix.cloned());
+        let listing = async move {
+            store.let_others(Request::List, prefix.as_ref()).await;
+            let listed = store.memory.list(prefix.as_ref());
+            listed.map_ok(move |meta| store.aged(meta))
+        };
+        futures::stream::once(listing).flatten().boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> StoreResult<ListResult> {
+        self.0.let_others(Request::List, prefix).await;
         self.0.memory.list_with_delimiter(prefix).await
     }
 

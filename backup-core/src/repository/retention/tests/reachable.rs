@@ -245,3 +245,23 @@ fn log_of_an_unknown_cluster_or_beside_a_silent_run_stays() {
     world.facts[1].cluster.as_mut().unwrap().wal_segment_bytes = SegmentSize::DEFAULT;
     assert_eq!(reason(&world, &[]), Some(WalReason::SegmentSizes));
 }
+
+#[test]
+fn a_gap_in_which_a_kept_backup_lacks_log_is_none_that_a_prune_left() {
+    let mut world = World::new();
+    world.step(Step::Backup { wal_included: false, damaged: false });
+    for _ in 0..30 {
+        world.step(Step::Write { lost: false });
+    }
+    world.step(Step::Backup { wal_included: true, damaged: false });
+    world.facts[0].pins.push(("audit".into(), None));
+    let now = world.now + SignedDuration::from_hours(24 * 100);
+    let archives = world.archive();
+    let verdicts = decide(&world.facts, &archives, &Rules::default(), now);
+    let plan = Plan::new(&world.facts, &verdicts, &archives, &[], now);
+    let keeps = |first, last| plan.keeps_any(CLUSTER, name(0, first), name(0, last));
+    // The old one needs number 5, the new one all from 35 on.
+    assert_eq!([keeps(4, 20), keeps(5, 5), keeps(2, 5)], [true; 3]);
+    assert_eq!([keeps(6, 33), keeps(6, 35), keeps(40, 50)], [false, true, true]);
+    assert!(plan.keeps_any(SystemIdentifier(8), name(0, 6), name(0, 7)), "of a cluster of which nothing is known");
+}
