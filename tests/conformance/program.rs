@@ -29,6 +29,46 @@ pub(crate) fn does_it_all(host: Host) {
     assert!(host.runs().iter().filter(|run| run["command"] == "restore").count() >= 2, "{:?}", host.runs());
 
     archives_and_brings_back(&host);
+    runs_what_is_configured(&host);
+    copies_to_a_directory(&host, &id);
+    pins_prunes_and_counts(&host, &id);
+}
+
+fn runs_what_is_configured(host: &Host) {
+    let configuration = host.write("backup.toml", "[targets.hello]\ncommand = [\"echo\", \"hello\"]\n");
+    host.backup(["run", "--config"]).args([&configuration]).run().succeeded();
+    assert_eq!(host.backup(["restore", "hello", "--to-stdout"]).run().succeeded().text(), "hello\n");
+}
+
+fn copies_to_a_directory(host: &Host, id: &str) {
+    let here = host.path("copies");
+    host.backup(["init", "--repo"]).args([&here]).run().succeeded();
+    for _ in 0..2 {
+        host.backup(["copy", "--to"]).args([&here]).run().succeeded();
+    }
+    let of_both = [host.backup(["list", "--json"]), host.backup(["list", "--json", "--repo"]).args([&here])];
+    let [there, here_too] = of_both.map(|list| list.run().json()["backups"].clone());
+    assert_eq!(there, here_too);
+    host.backup(["verify", "--all", "--deep", "--repo"]).args([&here]).run().succeeded();
+    let restored = host.backup(["restore", id, "--to-stdout", "--repo"]).args([&here]).run().succeeded();
+    assert!(*restored.digest() == Data::random(BYTES, "program").digest(), "{restored}");
+}
+
+/// All is too young to be removed, by the store's clock: it is looked at and judged.
+fn pins_prunes_and_counts(host: &Host, id: &str) {
+    host.backup(["pin", id, "--reason", "audit"]).run().succeeded();
+    let judged = host.backup(["prune", "--json"]).run().json();
+    assert_eq!(judged["removed"]["objects"], 0, "{judged}");
+    assert_eq!(judged["problem_count"], 0, "{judged}");
+    let targets = judged["targets"].as_array().expect("targets");
+    let app = targets.iter().find(|target| target["target"] == "app").expect("app is judged");
+    let reasons = app["backups"][0]["reasons"].as_array().expect("reasons");
+    assert!(reasons.iter().any(|reason| reason["reason"] == "pinned" && reason["text"] == "audit"), "{judged}");
+    assert!(app["wal"].as_array().is_some_and(|log| !log.is_empty()), "{judged}");
+    host.backup(["unpin", id]).run().succeeded();
+    host.backup(["prune", "--dry-run", "--explain"]).run().succeeded();
+    let usage = host.backup(["list", "--usage", "--json"]).run().json();
+    assert!(usage["targets"].as_array().is_some_and(|targets| targets.len() == 3), "{usage}");
 }
 
 fn archives_and_brings_back(host: &Host) {
