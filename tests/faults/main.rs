@@ -6,6 +6,7 @@ mod damage;
 mod disk;
 mod interrupted;
 mod killed;
+mod prune;
 mod recovery;
 mod rewrap;
 mod scale;

@@ -104,6 +104,8 @@ pub enum Fault {
     Reset,
     /// It is performed, and the connection is reset instead of an answer.
     LoseAnswer,
+    /// It is performed; the answer comes after so long.
+    AnswerLate(Duration),
     /// It is performed; the answer ends in the middle of its body.
     Truncate,
     /// It is performed; one byte in the middle of the answer's body is another.
@@ -421,6 +423,10 @@ impl Shared {
         drop(reading);
         match fault {
             Some(Fault::LoseAnswer) => Err(reset(socket)),
+            Some(Fault::AnswerLate(time)) => {
+                tokio::time::sleep(time).await;
+                Ok(response)
+            }
             Some(Fault::Truncate) => truncated(response).await,
             Some(Fault::Corrupt) => corrupted(response).await,
             Some(Fault::Slow(time)) => slow(response, time).await,
