@@ -83,18 +83,36 @@ impl Run<'_> {
 
     /// Only these backups, and all that they cannot be restored without.
     pub(super) async fn chosen(&self, paths: &[BackupPath]) -> Result<()> {
-        for path in paths {
-            let found = self.from.manifest(path).await?.ok_or_else(|| no_backup(path))?;
-            if let Some(key) = path.target.key(&found.manifest.data_key) {
-                self.rewraps_below(&path.target, &key.prefix()).await?;
-            }
-            if let (BackupKind::BaseBackup, Some(cluster)) = (&found.manifest.kind, &found.manifest.cluster)
-                && !cluster.wal_included
-            {
-                self.wal_needed_by(&path.target, cluster).await?;
-            }
+        let (mut seen, mut open): (Seen, _) = (paths.iter().cloned().collect(), paths.to_vec());
+        while let Some(path) = open.pop() {
+            let is_chosen = paths.contains(&path);
+            let found = match self.from.manifest(&path).await {
+                Ok(Some(found)) => found,
+                Ok(None) if is_chosen => return Err(no_backup(&path)),
+                Err(e) if is_chosen || !concerns_one_object(&e) => return Err(e),
+                // What a backup requires and cannot have is told when that is copied.
+                Ok(None) | Err(_) => continue,
+            };
+            self.around(&found).await?;
+            let required = found.manifest.requires.iter().filter_map(|id| id.parse().ok());
+            open.extend(required.map(|id| path.target.backup(&id)).filter(|path| seen.insert(path.clone())));
         }
         self.backups(paths.to_vec()).await
+    }
+
+    /// What belongs to a backup and lies elsewhere: its pins, the wraps of its data key, and the log that it does not hold itself.
+    async fn around(&self, found: &Found) -> Result<()> {
+        let (path, manifest) = (&found.path, &found.manifest);
+        self.pins_below(&path.target, &path.pins()).await?;
+        if let Some(key) = path.target.key(&manifest.data_key) {
+            self.rewraps_below(&path.target, &key.prefix()).await?;
+        }
+        match (&manifest.kind, &manifest.cluster) {
+            (BackupKind::BaseBackup, Some(cluster)) if !cluster.wal_included => {
+                self.wal_needed_by(&path.target, cluster).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A backup behind those that it requires, and that these require.
@@ -134,7 +152,7 @@ impl Run<'_> {
 
     async fn backup(&self, found: &Found) -> Result<()> {
         let path = &found.path;
-        let is_there = self.has_manifest(path, &found.raw).await?;
+        let is_there = self.holds(&path.manifest(), &found.raw, MANIFEST_LEN_MAX).await?;
         let missing = self.missing(path, &found.manifest).await?;
         if is_there && missing.is_empty() {
             self.tally().same(Kind::Backup);
@@ -170,18 +188,6 @@ impl Run<'_> {
         }
         self.tally().copied(Kind::Backup, bytes);
         Ok(())
-    }
-
-    /// Whether the destination has this manifest, byte for byte.
-    async fn has_manifest(&self, path: &BackupPath, raw: &Bytes) -> Result<bool> {
-        let object = path.manifest();
-        match self.to.read_small(&object, MANIFEST_LEN_MAX).await {
-            Ok(None) => Ok(false),
-            Ok(Some(there)) if there == *raw => Ok(true),
-            Ok(Some(_)) => Err(self.differs(&object)),
-            Err(e) if e.kind() == ErrorKind::Integrity => Err(self.differs(&object)),
-            Err(e) => Err(e),
-        }
     }
 
     /// The volumes that the destination lacks; another one under the name of one is an error.

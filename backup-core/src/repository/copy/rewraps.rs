@@ -7,7 +7,6 @@ use object_store::path::Path;
 use super::{Kind, OBJECTS, Run};
 use crate::error::{ErrorKind, Result, Stage};
 use crate::format::{FormatError, REWRAP_LEN_MAX, Rewrap};
-use crate::repository::is_taken;
 use crate::repository::layout::TargetName;
 
 impl Run<'_> {
@@ -48,30 +47,6 @@ impl Run<'_> {
                 return Ok(());
             }
         }
-        match self.to.read_small(&object, REWRAP_LEN_MAX).await {
-            Ok(Some(there)) if there == bytes => {
-                self.tally().same(Kind::Rewrap);
-                return Ok(());
-            }
-            Ok(None) => {}
-            Ok(Some(_)) => return Err(self.differs(&object)),
-            Err(e) if e.kind() == ErrorKind::Integrity => return Err(self.differs(&object)),
-            Err(e) => return Err(e),
-        }
-        let len = bytes.len();
-        if !self.options.dry_run {
-            self.create(&object, bytes).await?;
-            self.counters.add_transferred(len);
-        }
-        self.tally().copied(Kind::Rewrap, len as u64);
-        Ok(())
-    }
-
-    /// Creates a small object, which may have come to be meanwhile.
-    pub(super) async fn create(&self, object: &Path, bytes: bytes::Bytes) -> Result<()> {
-        match self.to.put_once(object, bytes.into()).await {
-            Err(e) if is_taken(&e) => Err(self.differs(object)),
-            done => done,
-        }
+        self.small_object(Kind::Rewrap, &object, bytes, REWRAP_LEN_MAX).await
     }
 }
