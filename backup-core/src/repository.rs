@@ -193,6 +193,16 @@ impl Repository {
             .with_hint("is the directory still mounted, and the bucket still there?"))
     }
 
+    /// Whether an object is there still, of which something was wrong: what a prune removed meanwhile is not damaged. That it is gone is believed
+    /// only of a repository that is not gone itself. Cancel safe.
+    pub(crate) async fn still_has(&self, path: &Path) -> Result<bool> {
+        match self.store.head(path).await {
+            Ok(_) => Ok(true),
+            Err(StoreError::NotFound { .. }) => self.confirm().await.map(|()| false),
+            Err(e) => Err(self.error(e, "read", path).at(Stage::Fetch)),
+        }
+    }
+
     /// The address of an object, for people.
     pub fn address(&self, path: &Path) -> String {
         format!("{}/{path}", self.name.trim_end_matches('/'))

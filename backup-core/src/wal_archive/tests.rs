@@ -26,6 +26,7 @@ mod ahead;
 mod rewrapped;
 mod several;
 mod signed;
+mod verified;
 
 const SYSTEM: SystemIdentifier = SystemIdentifier(7_412_345_678_901_234_567);
 const MIB: u32 = 1 << 20;

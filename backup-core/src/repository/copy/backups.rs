@@ -251,7 +251,7 @@ impl Run<'_> {
 
     /// Remembers what is wrong with a backup, if it is there still: a backup that is being removed is not damaged.
     async fn damaged(&self, path: &BackupPath, problems: Vec<(Path, String)>) -> Result<()> {
-        if self.found(path).await?.is_some() {
+        if self.from.still_has(&path.manifest()).await? {
             for (object, problem) in problems {
                 self.problem(&object, problem);
             }

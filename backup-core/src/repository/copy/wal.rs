@@ -89,10 +89,7 @@ impl Run<'_> {
         match self.read_whole(&item.object, bytes).await? {
             Ok(reference) if Reference::is_one(&reference) => self.referred_to(&item, reference).await,
             Ok(volume) => self.volume(&item, Some(volume)).await,
-            Err(problem) => {
-                self.problem(&item.object, problem);
-                Ok(())
-            }
+            Err(problem) => self.damaged_file(&item, &item.object, problem).await,
         }
     }
 
@@ -132,8 +129,7 @@ impl Run<'_> {
             // Removed meanwhile.
             Ok(None) => return Ok(()),
             Err(e) if e.kind() == ErrorKind::Integrity => {
-                self.problem(&item.object, e.in_one_line());
-                return Ok(());
+                return self.damaged_file(item, &item.object, e.in_one_line()).await;
             }
             Err(e) => return Err(e),
         };
@@ -170,10 +166,7 @@ impl Run<'_> {
         let large = archive.timeline(file.timeline()).join(read.object.as_str());
         let entry = match self.footer(self.from, &large, read.bytes).await? {
             Ok(entry) => entry,
-            Err(problem) => {
-                self.problem(&large, problem);
-                return Ok(());
-            }
+            Err(problem) => return self.damaged_file(item, &large, problem).await,
         };
         if !self.options.dry_run {
             if !self.large_volume(item, &large, &large, &entry).await? {
@@ -296,10 +289,8 @@ impl Run<'_> {
 
     /// Remembers what is wrong with a file, if it is there still.
     async fn damaged_file(&self, item: &Item<'_>, object: &Path, problem: String) -> Result<()> {
-        match self.from.store().head(&item.object).await {
-            Ok(_) => self.problem(object, problem),
-            Err(object_store::Error::NotFound { .. }) => {}
-            Err(e) => return Err(self.from.error(e, "read", &item.object).at(Stage::Fetch)),
+        if self.from.still_has(&item.object).await? {
+            self.problem(object, problem);
         }
         Ok(())
     }
