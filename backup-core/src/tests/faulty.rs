@@ -31,6 +31,8 @@ pub(crate) enum Fault {
     BreaksOff,
     /// At that moment, all that lies in its folder is removed.
     Removes,
+    /// What is read is a file, from which nothing can be read once it is open.
+    Unreadable,
 }
 
 /// Which requests.
@@ -60,8 +62,13 @@ pub(crate) struct Faulty {
 impl Faulty {
     /// An empty repository in it.
     pub(crate) async fn repository() -> (Self, Repository) {
+        Self::repository_at("faulty:").await
+    }
+
+    /// The same, called so.
+    pub(crate) async fn repository_at(address: &str) -> (Self, Repository) {
         let store = Self::default();
-        let location = Location::store(Arc::new(store.clone()), "faulty:", 1 << 20);
+        let location = Location::store(Arc::new(store.clone()), address, 1 << 20);
         let (repository, _) = Repository::init(&location, &SystemClock).await.unwrap();
         (store, repository)
     }
@@ -93,7 +100,7 @@ impl Faulty {
     /// Goes wrong, if it is to. Returns what is still to go wrong.
     async fn meet(&self, of: Of, path: &str) -> StoreResult<Option<Fault>> {
         match self.fault(of, path) {
-            fault @ (None | Some(Fault::BreaksOff)) => Ok(fault),
+            fault @ (None | Some(Fault::BreaksOff | Fault::Unreadable)) => Ok(fault),
             Some(Fault::Removes) => {
                 let folder = Path::from(path.rsplit_once('/').map_or("", |(folder, _)| folder));
                 let objects: Vec<_> = self.memory.list(Some(&folder)).try_collect().await?;
@@ -163,10 +170,16 @@ impl ObjectStore for Faulty {
         let head = options.head;
         let fault = self.meet(Of::Reads, path.as_ref()).await?;
         let result = self.memory.get_opts(path, options).await?;
-        if head || fault != Some(Fault::BreaksOff) {
+        if head || fault.is_none() {
             return Ok(result);
         }
         let GetResult { payload, meta, range, attributes, extensions } = result;
+        if fault == Some(Fault::Unreadable) {
+            let path = std::path::PathBuf::from("/dev/null");
+            let file = std::fs::File::options().write(true).open(&path).unwrap();
+            let payload = GetResultPayload::File(file, path);
+            return Ok(GetResult { payload, meta, range, attributes, extensions });
+        }
         let payload = match payload {
             GetResultPayload::Stream(body) => {
                 let source = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
