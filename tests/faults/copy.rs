@@ -232,7 +232,9 @@ fn a_backup_comes_after_those_that_it_requires_and_not_without_them() {
     };
     require(0, &world.ids[1]);
     require(1, &world.ids[2]);
+    world.host.backup(["pin", &world.ids[2], "--reason", "others need it"]).run().succeeded();
     let copied = world.copy().args([&world.ids[0], "--json"]).run().json();
+    assert_eq!(copied["pins"]["copied"], 1, "{copied}");
     assert_eq!((&copied["backups"]["copied"], &copied["wal_files"]["copied"]), (&3.into(), &0.into()), "{copied}");
     assert_eq!(world.copy().args(["--json"]).run().json()["backups"]["same"], 3);
     // One that is damaged keeps those that need it from being there.

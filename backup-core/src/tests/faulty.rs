@@ -57,6 +57,7 @@ struct Rule {
 pub(crate) struct Faulty {
     memory: Arc<InMemory>,
     rules: Arc<Mutex<Vec<Rule>>>,
+    reads: Arc<Mutex<Vec<String>>>,
 }
 
 impl Faulty {
@@ -81,6 +82,11 @@ impl Faulty {
     /// The same, behind so many of these requests.
     pub(crate) fn inject_after(&self, well: usize, fault: Fault, of: Of, path: &'static str) {
         self.rules.lock().unwrap().push(Rule { fault, of, path, well });
+    }
+
+    /// The paths of the objects of which something was read since this was asked last.
+    pub(crate) fn take_reads(&self) -> Vec<String> {
+        std::mem::take(&mut *self.reads.lock().unwrap())
     }
 
     /// All goes well again.
@@ -168,6 +174,9 @@ impl ObjectStore for Faulty {
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> StoreResult<GetResult> {
         let head = options.head;
+        if !head {
+            self.reads.lock().unwrap().push(path.to_string());
+        }
         let fault = self.meet(Of::Reads, path.as_ref()).await?;
         let result = self.memory.get_opts(path, options).await?;
         if head || fault.is_none() {

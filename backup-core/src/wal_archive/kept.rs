@@ -110,6 +110,14 @@ impl KeptName {
         }
     }
 
+    /// The segment that this is, or is a piece of; `None` when it is another file.
+    pub(crate) fn segment(&self) -> Option<SegmentName> {
+        match &self.what {
+            What::File(WalFile::Segment(segment)) | What::Piece(segment, _) => Some(*segment),
+            What::File(_) => None,
+        }
+    }
+
     /// The segment that this is a piece of; `None` when it is a file.
     pub(crate) fn piece_of(&self) -> Option<SegmentName> {
         match &self.what {

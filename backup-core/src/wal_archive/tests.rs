@@ -23,6 +23,7 @@ use crate::repository::rewrap::{RewrapOptions, rewrap};
 
 mod absent;
 mod ahead;
+mod copied;
 mod rewrapped;
 mod several;
 mod signed;

@@ -108,9 +108,7 @@ impl Run<'_> {
             self.rewraps_below(&path.target, &key.prefix()).await?;
         }
         match (&manifest.kind, &manifest.cluster) {
-            (BackupKind::BaseBackup, Some(cluster)) if !cluster.wal_included => {
-                self.wal_needed_by(&path.target, cluster).await
-            }
+            (BackupKind::BaseBackup, Some(cluster)) if !cluster.wal_included => self.wal_needed_by(path, cluster).await,
             _ => Ok(()),
         }
     }

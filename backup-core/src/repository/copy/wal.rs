@@ -1,17 +1,18 @@
 //! Files of write-ahead log, and pieces of those that are still being received.
 
+mod needed;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use futures::{StreamExt, stream};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 
 use super::{Held, Kind, OBJECTS, Run};
 use crate::error::{Error, ErrorKind, Result, Stage};
-use crate::format::{ClusterEntry, VolumeEntry};
-use crate::postgres::wal::{Timeline, WalFile};
+use crate::format::VolumeEntry;
+use crate::postgres::wal::WalFile;
 use crate::repository::is_taken;
 use crate::repository::layout::{TargetName, WalPath};
 use crate::repository::verify::{VolumeCheck, Wanted, claimed, read_range};
@@ -37,34 +38,6 @@ impl Run<'_> {
         let failed = |e| self.from.error(e, "list", &prefix).at(Stage::Catalog);
         let objects = self.from.store().list(Some(&prefix)).map_err(failed);
         self.each(objects, OBJECTS, |object| self.wal_object(target, held, object)).await
-    }
-
-    /// The log that a backup needs and does not hold itself.
-    pub(super) async fn wal_needed_by(&self, target: &TargetName, cluster: &ClusterEntry) -> Result<()> {
-        let archive = target.wal_of(cluster.system_identifier);
-        let size = cluster.wal_segment_bytes;
-        let first = size.segment_at(cluster.timeline, cluster.start_lsn);
-        let needed = std::iter::successors(Some(first), |segment| segment.next(size));
-        let needed = needed.take_while(|segment| segment.start(size).is_some_and(|start| start < cluster.stop_lsn));
-        let history = Some(WalFile::History(cluster.timeline)).filter(|_| cluster.timeline != Timeline::FIRST);
-        let files = needed.map(WalFile::Segment).chain(history);
-        let held = &Held::list(self.to, &archive.timeline(cluster.timeline)).await?;
-        let work = |file: WalFile| {
-            let object = archive.file(file);
-            async move {
-                match self.from.store().head(&object).await {
-                    Ok(meta) => self.wal_object(target, held, meta).await,
-                    // It need never have been archived.
-                    Err(object_store::Error::NotFound { .. }) if matches!(file, WalFile::History(_)) => Ok(()),
-                    Err(object_store::Error::NotFound { .. }) => {
-                        self.problem(&object, "missing, and a backup cannot be restored without it (offset 0)");
-                        Ok(())
-                    }
-                    Err(e) => Err(self.from.error(e, "read", &object).at(Stage::Fetch)),
-                }
-            }
-        };
-        self.each(stream::iter(files).map(Ok), OBJECTS, work).await
     }
 
     async fn wal_object(&self, target: &TargetName, held: &Held, object: ObjectMeta) -> Result<()> {
