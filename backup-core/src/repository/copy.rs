@@ -26,7 +26,7 @@ use object_store::{ObjectMeta, ObjectStore};
 use tokio_util::sync::CancellationToken;
 
 use super::budget::ByteBudget;
-use super::layout::{BackupPath, TargetName};
+use super::layout::{BackupPath, TargetName, WalPath};
 use super::{Repository, is_untrusted};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result, Stage};
@@ -249,25 +249,36 @@ fn concerns_one_object(error: &Error) -> bool {
 /// Sizes of the objects that the destination has, by their paths: some thirty bytes for each, however long its path.
 struct Held {
     sizes: std::collections::HashMap<u64, u64>,
+    /// The large files, by the paths of what refers to them and their sizes.
+    large: HashSet<u64>,
     /// Secret, so that nobody can choose a name that passes for another.
     hasher: RandomState,
 }
 
 impl Held {
     async fn list(repository: &Repository, prefix: &Path) -> Result<Self> {
-        let mut held = Self { sizes: std::collections::HashMap::new(), hasher: RandomState::new() };
+        let mut held = Self { sizes: Default::default(), large: HashSet::new(), hasher: RandomState::new() };
         let mut objects = repository.store().list(Some(prefix));
         while let Some(ObjectMeta { location, size, .. }) =
             objects.try_next().await.map_err(|e| repository.error(e, "list", prefix).at(Stage::Catalog))?
         {
             let key = held.hasher.hash_one(location.as_ref());
             held.sizes.insert(key, size);
+            if let Some(reference) = WalPath::reference_to(&location) {
+                let key = held.hasher.hash_one((reference.as_ref(), size));
+                held.large.insert(key);
+            }
         }
         Ok(held)
     }
 
     fn size(&self, object: &Path) -> Option<u64> {
         self.sizes.get(&self.hasher.hash_one(object.as_ref())).copied()
+    }
+
+    /// Whether there is a large file of so many bytes that this object may refer to.
+    fn has_large(&self, object: &Path, bytes: u64) -> bool {
+        self.large.contains(&self.hasher.hash_one((object.as_ref(), bytes)))
     }
 }
 

@@ -27,7 +27,7 @@ pub use continuity::{Continuity, Gap, continuity};
 pub use deep::deep;
 pub use files::{WalVerification, wal};
 pub use sample::Sample;
-pub(crate) use volume::{VolumeCheck, Wanted, claimed};
+pub(crate) use volume::{Claim, VolumeCheck, Wanted, claimed};
 
 /// Bytes asked for at a time, at most; of small objects less, since several pieces are in memory at once.
 const READ_BYTES: u64 = 2 << 20;

@@ -17,8 +17,8 @@ use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{Header, ObjectName, VolumeEntry};
 use crate::keys::Identity;
 use crate::postgres::wal::{SegmentName, SystemIdentifier, WalFile};
-use crate::repository::Repository;
 use crate::repository::layout::{TailPiece, TargetName, WalPath};
+use crate::repository::{ByteBudget, Repository};
 
 /// An object of an archive, by its path alone.
 #[derive(Debug, Clone)]
@@ -175,8 +175,8 @@ impl KeptFile {
     }
 
     /// Whether its bytes are those that its footer has the digest of; what is wrong otherwise. Cancel safe.
-    pub(crate) async fn wrong(&self) -> Result<Option<String>> {
-        self.0.wrong().await
+    pub(crate) async fn wrong(&self, budget: &ByteBudget) -> Result<Option<String>> {
+        self.0.wrong(budget).await
     }
 }
 

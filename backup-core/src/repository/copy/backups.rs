@@ -220,7 +220,7 @@ impl Run<'_> {
             return Ok(None);
         }
         match self.footer(self.to, &object, *size).await? {
-            Ok(there) if there == *listed.volume => Ok(None),
+            Ok(there) if there.entry == *listed.volume => Ok(None),
             _ => Err(self.differs(&object)),
         }
     }

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::encrypt::signature::SigningKey;
+use crate::error::ErrorKind;
 use crate::format::{ClusterEntry, Kind};
 use crate::keys::Recipient;
 use crate::pipeline::{Backup, Findings};
@@ -42,12 +44,125 @@ impl World {
     }
 }
 
+fn quick(options: &mut CopyOptions) {
+    options.quick = true;
+}
+
 async fn names(repository: &Repository) -> Vec<String> {
     let objects = repository.store().list(Some(&Path::from("app/wal")));
     let names: Vec<Path> = objects.map_ok(|object| object.location).try_collect().await.unwrap();
     let mut names: Vec<String> = names.iter().map(|name| name.filename().unwrap().to_owned()).collect();
     names.sort();
     names
+}
+
+/// A segment is too large here for one part: a reference leads to it, but in a directory.
+#[tokio::test]
+async fn what_lies_behind_a_reference_is_compared_by_its_footer_and_quickly_by_a_listing() {
+    let (from_store, behind_references) = Faulty::repository().await;
+    for (source, world) in
+        [("directory", World::in_directory().await), ("references", World::with(behind_references, None))]
+    {
+        for number in 1..=4 {
+            world.push(&world.segment(number, 2 * MIB, "large")).await.unwrap();
+        }
+        let (to_store, to) = Faulty::repository().await;
+        let copied = world.copy(&to, |_| {}).await.unwrap();
+        assert_eq!((copied.wal_files.copied, names(&to).await.len()), (4, 8), "{source}: {copied:?}");
+
+        from_store.take_reads();
+        to_store.take_reads();
+        let again = world.copy(&to, quick).await.unwrap();
+        assert_eq!((again.wal_files.same, again.wal_files.copied), (4, 0), "{source}: {again:?}");
+        assert_eq!((from_store.take_reads(), to_store.take_reads()), (vec![], vec![]), "{source}: nothing is read");
+
+        let again = world.copy(&to, |_| {}).await.unwrap();
+        assert_eq!((again.wal_files.same, again.wal_files.copied), (4, 0), "{source}: {again:?}");
+        assert_eq!(to_store.take_reads().len(), 8, "{source}: the reference and the footer of each");
+
+        // Back to where the files lie under their own names.
+        if source == "references" {
+            continue;
+        }
+        let back = World { repository: to, ..world };
+        let (to, _) = Repository::init(&Location::memory(), &SystemClock).await.unwrap();
+        back.copy(&to, |_| {}).await.unwrap();
+        let again = back.copy(&to, quick).await.unwrap();
+        assert_eq!((again.wal_files.same, again.wal_files.copied), (4, 0), "{again:?}");
+    }
+}
+
+#[tokio::test]
+async fn another_file_behind_a_reference_stops_a_copy() {
+    let (world, other) = (World::in_directory().await, World::in_directory().await);
+    world.push(&world.segment(1, 2 * MIB, "one")).await.unwrap();
+    other.push(&other.segment(1, 2 * MIB, "another")).await.unwrap();
+    let (store, to) = Faulty::repository().await;
+    world.copy(&to, |_| {}).await.unwrap();
+    store.take_reads();
+    for set in [|_: &mut CopyOptions| {}, quick] {
+        let sized = other.copy(&to, set).await;
+        assert_eq!(sized.unwrap_err().kind(), ErrorKind::Integrity);
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_was_sealed_twice_is_proved_where_it_was_copied_to_unless_time_matters() {
+    let world = World::in_memory().await;
+    let name = world.segment(1, MIB, "twice");
+    world.push(&name).await.unwrap();
+    let (store, to) = Faulty::repository().await;
+    // With another recipient, so that sizes differ.
+    let identities = [world.identity.clone(), AgeIdentity::generate()];
+    let epochs = identities.iter().map(|identity| Arc::new(identity.recipients().remove(0)) as Arc<dyn Recipient>);
+    let epochs = Epochs::new(epochs.collect()).unwrap();
+    let archiver = Archiver::new(to.clone(), world.target(), epochs, ArchiverOptions::default()).unwrap();
+    archiver.push(&world.pg_wal(&name)).await.unwrap();
+    let object = world.object(&name);
+    let size = async |repository: &Repository| repository.store().head(&object).await.unwrap().size;
+    assert_ne!(size(&world.repository).await, size(&to).await);
+    store.take_reads();
+    assert_eq!(world.copy(&to, |_| {}).await.unwrap().wal_files.same, 1);
+    let all = store.take_reads().len();
+    assert_eq!(world.copy(&to, quick).await.unwrap().wal_files.same, 1);
+    let few = store.take_reads().len();
+    assert!(few == 2 && all > 3, "{few} and {all}");
+}
+
+#[tokio::test]
+async fn what_nobody_trusted_has_signed_is_not_stored_and_keeps_nothing_away() {
+    let (key, stranger) = (SigningKey::generate(), SigningKey::generate());
+    let mut world = World::in_memory().await;
+    let (_, to) = Faulty::repository().await;
+    let to = to.trusting([key.signer()]);
+    let archiver = |world: &World, key: Option<&SigningKey>| {
+        let epochs = Epochs::new(vec![Arc::new(world.identity.recipients().remove(0))]).unwrap();
+        let options = ArchiverOptions { signing_key: key.cloned(), ..ArchiverOptions::default() };
+        Archiver::new(world.repository.clone(), world.target(), epochs, options).unwrap()
+    };
+    // Of one part, and of several.
+    let signers = [Some(&key), Some(&stranger), None];
+    for (number, signer) in (2..).zip(signers) {
+        let history = format!("{number:08X}.history");
+        fs::write(world.pg_wal(&history), "1\t0/300000\tat the source\n").unwrap();
+        for name in [history, world.segment(number, 4 * MIB, "noise")] {
+            archiver(&world, signer).push(&world.pg_wal(&name)).await.unwrap();
+        }
+    }
+    world.repository = world.repository.clone().trusting([key.signer()]);
+    let copied = world.copy(&to, |_| {}).await.unwrap();
+    assert_eq!((copied.wal_files.copied, copied.problem_count), (2, 4), "{copied:?}");
+    assert!(copied.problems.iter().all(|problem| problem.problem.contains("is not trusted")), "{copied:?}");
+
+    // The genuine one comes from elsewhere; what a stranger put at the source says nothing against it.
+    let name = "00000003.history";
+    let genuine = World { repository: to.clone(), ..World::in_memory().await };
+    fs::write(genuine.pg_wal(name), "1\t0/300000\tand this is the genuine one\n").unwrap();
+    archiver(&genuine, Some(&key)).push(&genuine.pg_wal(name)).await.unwrap();
+    for set in [|_: &mut CopyOptions| {}, quick] {
+        let again = world.copy(&to, set).await.unwrap();
+        assert_eq!(again.wal_files.copied, 0, "{again:?}");
+    }
 }
 
 #[tokio::test]
