@@ -1,6 +1,7 @@
 //! Copies between stores in memory.
 
 use super::*;
+use crate::compress::Compression;
 use crate::keys::Recipient;
 use crate::keys::age::AgeIdentity;
 use crate::pipeline::Backup;
@@ -29,9 +30,14 @@ impl World {
     }
 
     async fn save(&self) -> BackupPath {
+        self.save_bytes(10_000).await
+    }
+
+    async fn save_bytes(&self, bytes: usize) -> BackupPath {
         let recipient: Arc<dyn Recipient> = Arc::new(self.identity.recipients().remove(0));
-        let backup = Backup::new(self.from.clone(), self.target()).recipient(recipient);
-        let handle = backup.stream("data".parse().unwrap(), BytesSource::new(vec![7; 10_000])).start().unwrap();
+        let backup = Backup::new(self.from.clone(), self.target()).recipient(recipient).compression(Compression::None);
+        let data = vec![7; bytes];
+        let handle = backup.stream("data".parse().unwrap(), BytesSource::new(data)).start().unwrap();
         let path = self.target().backup(handle.id());
         handle.wait().await.unwrap();
         path
@@ -46,4 +52,21 @@ impl World {
         set(&mut options);
         copy(&self.from, &self.to, &options, &Arc::default(), &CancellationToken::new()).await
     }
+}
+
+/// A store that replaces what is there when an upload of several parts is completed, as S3 does.
+#[tokio::test]
+async fn two_copies_at_once_put_the_same_bytes_under_the_same_names() {
+    let world = World::new().await;
+    let path = world.save_bytes(5_000_000).await;
+    let (one, two) = tokio::join!(world.copy(Selection::Everything), world.copy(Selection::Everything));
+    one.unwrap();
+    two.unwrap();
+    let volume = path.volume(&"data".parse().unwrap(), 0);
+    let read =
+        async |repository: &Repository, object: &Path| repository.read_small(object, 8_000_000).await.unwrap().unwrap();
+    for object in [volume, path.manifest()] {
+        assert!(read(&world.from, &object).await == read(&world.to, &object).await, "{object}");
+    }
+    assert_eq!(world.copy(Selection::Everything).await.unwrap().backups.same, 1);
 }
