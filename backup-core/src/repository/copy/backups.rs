@@ -151,8 +151,13 @@ impl Run<'_> {
     async fn backup(&self, found: &Found) -> Result<()> {
         let path = &found.path;
         let is_there = self.holds(&path.manifest(), &found.raw, MANIFEST_LEN_MAX).await?;
-        let missing = self.missing(path, &found.manifest).await?;
+        let held = folder(self.to, &path.prefix()).await?;
+        let missing = self.missing(path, &found.manifest, &held).await?;
         if is_there && missing.is_empty() {
+            // Of a copy that was killed when all was there.
+            if held.contains_key(RUNNING) && !self.options.dry_run {
+                self.remove_running(path).await;
+            }
             self.tally().same(Kind::Backup);
             return Ok(());
         }
@@ -176,10 +181,7 @@ impl Run<'_> {
                 Ok(problems) => self.damaged(path, problems).await.map(|()| false),
                 Err(e) => Err(e),
             };
-            // Only a leftover, which nobody waits for.
-            if let Err(error) = self.to.store().delete(&path.running()).await {
-                tracing::debug!(%error, "cannot remove running.json");
-            }
+            self.remove_running(path).await;
             if !committed? {
                 return Ok(());
             }
@@ -188,9 +190,20 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The volumes that the destination lacks; another one under the name of one is an error.
-    async fn missing<'m>(&self, path: &BackupPath, manifest: &'m Manifest) -> Result<Vec<Listed<'m>>> {
-        let held = &folder(self.to, &path.prefix()).await?;
+    /// Only a leftover, which nobody waits for.
+    async fn remove_running(&self, path: &BackupPath) {
+        if let Err(error) = self.to.store().delete(&path.running()).await {
+            tracing::debug!(%error, "cannot remove running.json");
+        }
+    }
+
+    /// The volumes that the destination lacks, of which it holds these objects; another one under the name of one is an error.
+    async fn missing<'m>(
+        &self,
+        path: &BackupPath,
+        manifest: &'m Manifest,
+        held: &HashMap<String, u64>,
+    ) -> Result<Vec<Listed<'m>>> {
         let mut listed = Vec::new();
         for stream in &manifest.streams {
             listed.extend((0..).zip(&stream.volumes).map(|(number, volume)| Listed { stream, number, volume }));

@@ -1,5 +1,7 @@
 //! Copies between stores in memory.
 
+use object_store::ObjectStoreExt;
+
 use super::*;
 use crate::compress::Compression;
 use crate::keys::Recipient;
@@ -69,4 +71,18 @@ async fn two_copies_at_once_put_the_same_bytes_under_the_same_names() {
         assert!(read(&world.from, &object).await == read(&world.to, &object).await, "{object}");
     }
     assert_eq!(world.copy(Selection::Everything).await.unwrap().backups.same, 1);
+}
+
+#[tokio::test]
+async fn what_a_copy_left_that_was_killed_when_all_was_there_is_removed_by_the_next() {
+    let world = World::new().await;
+    let path = world.save().await;
+    world.copy(Selection::Everything).await.unwrap();
+    let running = async || world.to.store().head(&path.running()).await.is_ok();
+    assert!(!running().await);
+    world.to.store().put(&path.running(), "{}".into()).await.unwrap();
+    world.copy_with(|options| options.dry_run = true).await.unwrap();
+    assert!(running().await);
+    assert_eq!(world.copy(Selection::Everything).await.unwrap().backups.same, 1);
+    assert!(!running().await);
 }
