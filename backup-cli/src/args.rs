@@ -415,7 +415,7 @@ pub(crate) struct VerifyArgs {
     #[arg(long)]
     pub(crate) deep: bool,
 
-    /// Read only this share of the objects, chosen at random, such as 10%; of all others check presence and size
+    /// Read only this share of the objects, chosen at random, such as 10%; of all others check presence, and size where it is recorded
     #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "deep")]
     pub(crate) sample: Option<Sample>,
 

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use backup_core::pipeline::{Limits, Warnings};
@@ -36,8 +37,15 @@ mod targets;
 pub(crate) mod verify;
 pub(crate) mod wal;
 
-/// Runs `command` to its end.
+/// Runs `command` to its end. What a repository lacks was told, and is a warning however well it went with another's help.
 pub(crate) async fn run(app: &App, command: &Command) -> Result<Exit> {
+    match run_alone(app, command).await {
+        Ok(Exit::Done) if app.lacking.load(Ordering::Relaxed) => Ok(Exit::Warnings),
+        result => result,
+    }
+}
+
+async fn run_alone(app: &App, command: &Command) -> Result<Exit> {
     match command {
         Command::Init(args) => or_cancelled(app, init::run(app, args)).await,
         Command::Save(args) => save::run(app, args).await,
@@ -111,8 +119,13 @@ pub(crate) async fn to_write(config: &Config) -> Result<Repositories> {
 
 /// A repository to read from: the first that answers, and when it fails the next one.
 pub(crate) async fn to_read(app: &App) -> Result<Repository> {
-    let output = app.output.clone();
-    let told = move |event: &FallOver| output.warning(event.to_string());
+    let (output, lacking) = (app.output.clone(), Arc::clone(&app.lacking));
+    let told = move |event: &FallOver| {
+        output.warning(event.to_string());
+        if event.lacks.is_some() {
+            lacking.store(true, Ordering::Relaxed);
+        }
+    };
     repositories(&app.config)?.to_read_from(Arc::new(told)).await
 }
 

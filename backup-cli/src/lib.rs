@@ -10,6 +10,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use backup_core::Result;
 use backup_core::clock::{Clock, SystemClock};
@@ -45,6 +46,8 @@ struct App {
     output: Output,
     cancel: CancellationToken,
     clock: Arc<dyn Clock>,
+    /// Whether a repository was found to lack what another has.
+    lacking: Arc<AtomicBool>,
 }
 
 /// What the configuration is merged from, besides its file.
@@ -119,7 +122,8 @@ fn start(cli: Cli, clock: Arc<dyn Clock>) -> Result<Exit> {
     }
     let sources = Arc::new(Sources { cli, environment });
     let config = sources.config()?;
-    let app = App { config, sources: Arc::clone(&sources), output, cancel: CancellationToken::new(), clock };
+    let (cancel, lacking) = (CancellationToken::new(), Arc::default());
+    let app = App { config, sources: Arc::clone(&sources), output, cancel, clock, lacking };
     let command = &sources.cli.command;
     let work = command::run(&app, command);
     match command {

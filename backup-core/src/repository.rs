@@ -75,6 +75,8 @@ pub struct Repository {
     publishes_once: bool,
     directory: Option<Arc<FilePath>>,
     trusted: Arc<[Signer]>,
+    /// All that are read through `store`, where it reads from several.
+    sources: Option<Arc<fall_over::Sources>>,
 }
 
 /// What [`Repository::init`] found or did.
@@ -144,6 +146,7 @@ impl Repository {
             publishes_once: connection.publishes_once,
             directory: location.as_directory().map(Arc::from),
             trusted: location.trusted().into(),
+            sources: None,
         }
     }
 
@@ -193,8 +196,21 @@ impl Repository {
             .with_hint("is the directory still mounted, and the bucket still there?"))
     }
 
-    /// The address of an object, for people.
+    /// Whether an object is there still, of which something was wrong: what a prune removed meanwhile is not damaged. That it is gone is believed
+    /// only of a repository that is not gone itself. Cancel safe.
+    pub(crate) async fn still_has(&self, path: &Path) -> Result<bool> {
+        match self.store.head(path).await {
+            Ok(_) => Ok(true),
+            Err(StoreError::NotFound { .. }) => self.confirm().await.map(|()| false),
+            Err(e) => Err(self.error(e, "read", path).at(Stage::Fetch)),
+        }
+    }
+
+    /// The address of an object, for people: of several repositories, where it was last read.
     pub fn address(&self, path: &Path) -> String {
+        if let Some(elsewhere) = self.sources.as_ref().and_then(|sources| sources.address(path)) {
+            return elsewhere;
+        }
         format!("{}/{path}", self.name.trim_end_matches('/'))
     }
 
@@ -207,7 +223,7 @@ impl Repository {
     ///
     /// Cancel safe.
     pub async fn read_small(&self, path: &Path, bytes_max: usize) -> Result<Option<Bytes>> {
-        read_small(&*self.store, path, bytes_max, &self.address(path)).await
+        read_small(&*self.store, path, bytes_max, || self.address(path)).await
     }
 
     /// Creates an object once and for all.
@@ -260,8 +276,8 @@ impl Repository {
 
     async fn read_document(connection: &Connection, location: &Location) -> Result<Option<Bytes>> {
         let path = layout::repository();
-        let address = format!("{location}/{path}");
-        read_small(&*connection.store, &path, document::LEN_MAX, &address).await.map_err(|e| e.at(Stage::Setup))
+        let address = || format!("{location}/{path}");
+        read_small(&*connection.store, &path, document::LEN_MAX, address).await.map_err(|e| e.at(Stage::Setup))
     }
 
     /// Creates `repository.json`; returns what is there now and whether it is ours.
@@ -324,8 +340,14 @@ async fn overwrite(connection: &Connection, location: &Location, bytes: Bytes) -
     connection.store.put(&layout::repository(), PutPayload::from_bytes(bytes)).await.map(drop).map_err(failed)
 }
 
-async fn read_small(store: &dyn ObjectStore, path: &Path, bytes_max: usize, address: &str) -> Result<Option<Bytes>> {
-    let failed = |e| storage_error(e, format!("cannot read {address}"));
+/// `address` tells where the object is, when it is known which store answered.
+async fn read_small(
+    store: &dyn ObjectStore,
+    path: &Path,
+    bytes_max: usize,
+    address: impl Fn() -> String + Send + Sync,
+) -> Result<Option<Bytes>> {
+    let failed = |e| storage_error(e, format!("cannot read {}", address()));
     let result = match store.get(path).await {
         Ok(result) => result,
         Err(e @ StoreError::NotFound { .. }) => {
@@ -340,7 +362,7 @@ async fn read_small(store: &dyn ObjectStore, path: &Path, bytes_max: usize, addr
     let mut stream = result.into_stream();
     while let Some(piece) = stream.try_next().await.map_err(failed)? {
         if bytes.len() + piece.len() > bytes_max {
-            let message = format!("{address} is longer than {bytes_max} bytes");
+            let message = format!("{} is longer than {bytes_max} bytes", address());
             return Err(Error::new(ErrorKind::Integrity, Stage::Catalog, message));
         }
         bytes.extend_from_slice(&piece);

@@ -155,7 +155,7 @@ fn what_a_later_release_wrote_is_left_alone_and_counted() {
     world.host.backup(["init", "--repo"]).args([&other]).run().succeeded();
     let write = |name: &str, bytes: &str| world.host.write(format!("repository/app/{name}"), bytes);
     write("drills/1.json", "{}");
-    write(&format!("backups/{}/pin.json", world.ids[0]), "{}");
+    write(&format!("backups/{}/note.json", world.ids[0]), "{}");
     write("wal/7/strange", "x");
     write("keys/0123456789abcdef0123456789abcdef/00000001-aaaaaaaaaaaaaaaa.json", "{\"format\":2}\n{\"mac\":\"\"}\n");
     write("backups/20991122T020000Z-aaaaaaaaaaaaaaaa/manifest.json", "{\"format\":2}\n{\"mac\":\"\"}\n");

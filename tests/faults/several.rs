@@ -240,3 +240,16 @@ fn a_restore_goes_on_when_the_first_repository_is_away_and_when_it_dies_in_the_m
     assert_eq!(listed.code(), Some(3), "{listed}");
     assert!(listed.text().contains("far") && listed.stderr.contains("near cannot be listed"), "{listed}");
 }
+
+#[test]
+fn a_restore_that_another_repository_helped_out_tells_what_the_first_has_lost() {
+    let world = World::new("", [true, true, true]);
+    world.save().succeeded();
+    world.comes_back("here");
+    let lost = world.of_backups(0).into_iter().find(|name| name.ends_with("data.00000.vol")).unwrap();
+    std::fs::remove_file(world.host.repository().join(&lost)).unwrap();
+    let restored = world.host.backup(["restore", "app", "--to-stdout"]).run();
+    assert_eq!(restored.code(), Some(3), "{restored}");
+    assert!(*restored.digest() == Data::random(BYTES, "several").digest(), "{restored}");
+    restored.saying(&format!("here lacks {lost}")).saying("reading it from near");
+}

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use backup_core::format::ClusterEntry;
 use backup_core::pipeline::Counters;
+use backup_core::postgres::wal::{Lsn, SegmentSize, SystemIdentifier, Timeline};
 use backup_core::repository::Repository;
 use backup_core::repository::verify::{self, KeylessOptions, Sample};
 use backup_tests::data::Data;
@@ -115,6 +117,12 @@ fn wal_is_verified_with_everything_else_and_each_damaged_file_is_named() {
     for flags in [&[][..], &["--deep"], &["--sample", "30%"]] {
         let verified = host.backup(["verify", "--all", "--json"]).args(flags).run().json();
         assert_eq!((&verified["wal"][0]["files"], &verified["wal"][0]["ok"]), (&json!(4), &json!(true)), "{verified}");
+        assert_eq!(verified["wal"][0].get("sampled").is_some(), flags.contains(&"--sample"), "{verified}");
+    }
+    // How many are read of a share is chance, but of all and of almost none.
+    for (share, read) in [("100%", 4), ("0.000001%", 0)] {
+        let verified = host.backup(["verify", "--all", "--json", "--sample", share]).run().json();
+        assert_eq!(verified["wal"][0]["sampled"], json!(read), "{verified}");
     }
     let folder = host.repository().join(format!("app/wal/{}/00000001", backup_tests::wal::SYSTEM_IDENTIFIER));
     let object = |number: u32| folder.join(format!("{}.vol", backup_tests::wal::name(number)));
@@ -130,9 +138,16 @@ fn wal_is_verified_with_everything_else_and_each_damaged_file_is_named() {
     }
     let other = host.path("other.txt");
     host.backup(["key", "generate"]).args([&other]).run().succeeded();
+    // The third is found out by its header; of the others this key tells nothing.
+    let mixed = host.backup(["verify", "--all", "--deep", "--json", "-i"]).args([&other]).run().failed(13);
+    let mixed: Value = serde_json::from_str(mixed.text()).unwrap();
+    let wal = &mixed["wal"][0];
+    assert_eq!((&wal["outcome"], &wal["unverified"]), (&json!("damaged"), &json!(3)), "{mixed}");
+    assert_eq!(wal["findings"].as_array().unwrap().len(), 1, "{mixed}");
     std::fs::remove_file(object(2)).unwrap();
     std::fs::remove_file(object(3)).unwrap();
-    host.backup(["verify", "--all", "--deep", "-i"]).args([&other]).run().failed(12);
+    let unverified = host.backup(["verify", "--all", "--deep", "-i"]).args([&other]).run().failed(12);
+    unverified.saying("2 files of WAL could not be verified");
 }
 
 #[test]
@@ -208,7 +223,7 @@ fn a_directory_whose_archive_is_cut_off_is_found() {
 }
 
 #[test]
-fn a_base_backup_whose_log_is_missing_is_damaged_and_gaps_behind_one_are_told() {
+fn a_base_backup_whose_log_is_missing_is_damaged() {
     let cluster = Cluster::shared();
     let host = Host::initialised(BACKUP);
     let mut taken = BaseBackup::take(cluster);
@@ -219,4 +234,54 @@ fn a_base_backup_whose_log_is_missing_is_damaged_and_gaps_behind_one_are_told() 
         let told = findings(&host.backup(["verify", &id, "--json"]).args(flags).run().failed(13));
         assert!(told.len() == 1 && told[0].1.contains("cannot be made consistent"), "{told:?}");
     }
+}
+
+#[test]
+fn gaps_behind_a_base_backup_and_missing_histories_are_told_and_are_a_warning() {
+    let host = Host::initialised(BACKUP);
+    let mut taken = BaseBackup::take(Cluster::shared());
+    // As if it had been taken of the cluster that never was, in its second segment.
+    let segment_bytes = backup_tests::wal::SEGMENT_BYTES as u64;
+    let at = |offset: u64| Lsn(2 * segment_bytes + offset);
+    taken.cluster = ClusterEntry {
+        system_identifier: SystemIdentifier(backup_tests::wal::SYSTEM_IDENTIFIER),
+        wal_segment_bytes: SegmentSize::new(1 << 20).unwrap(),
+        timeline: Timeline::FIRST,
+        start_lsn: at(40),
+        stop_lsn: at(300),
+        wal_included: false,
+        ..taken.cluster
+    };
+    taken.streams.retain(|(name, _)| name != "pg_wal");
+    let id = taken.store(&host, "app");
+    let directory = DataDirectory::create(host.path("data"));
+    for number in 2..=6 {
+        let name = directory.add(number, "behind");
+        host.backup(["wal", "push", "--target", "app"]).args([directory.pg_wal(&name)]).run().succeeded();
+    }
+    let whole = host.backup(["verify", &id, "--json"]).run().json();
+    let continuity = &whole["backups"][0]["continuity"];
+    assert_eq!((&continuity["gaps"], &continuity["lacking_histories"]), (&json!([]), &json!([])), "{whole}");
+    // A later timeline whose history was never archived, and a file that was lost.
+    let later = backup_tests::wal::name(7).replacen("00000001", "00000002", 1);
+    let mut bytes = backup_tests::wal::segment(7, "behind");
+    bytes[4..8].copy_from_slice(&2u32.to_ne_bytes());
+    std::fs::write(directory.pg_wal(&later), bytes).unwrap();
+    host.backup(["wal", "push", "--target", "app"]).args([directory.pg_wal(&later)]).run().succeeded();
+    let archive = host.repository().join(format!("app/wal/{}/00000001", backup_tests::wal::SYSTEM_IDENTIFIER));
+    std::fs::remove_file(archive.join(format!("{}.vol", backup_tests::wal::name(4)))).unwrap();
+    let missing = backup_tests::wal::name(4);
+    for reference in [&id, "--all"] {
+        let told = host.backup(["verify", reference]).run();
+        assert_eq!(told.code(), Some(3), "{told}");
+        assert!(told.text().contains(&format!("log: {missing} missing")), "{told}");
+        assert!(told.text().contains("log: 00000002.history missing"), "{told}");
+        told.saying("log is missing behind 1 of 1 backups");
+    }
+    let told = host.backup(["verify", &id, "--json"]).run();
+    let document: Value = serde_json::from_str(told.text()).unwrap();
+    let continuity = &document["backups"][0]["continuity"];
+    assert_eq!(continuity["gaps"], json!([{ "first": missing, "last": missing }]), "{document}");
+    assert_eq!(continuity["lacking_histories"].as_array().unwrap().len(), 1, "{document}");
+    assert_eq!((told.code(), &continuity["consistent"]), (Some(3), &json!(true)), "{document}");
 }

@@ -25,7 +25,7 @@ pub(crate) struct CopyArgs {
     #[arg(long, value_name = "URL")]
     pub(crate) to: String,
 
-    /// Only what this target keeps: its backups, its WAL, its rewrapped keys; repeatable
+    /// Only what this target keeps: its backups, their pins, its WAL, its rewrapped keys; repeatable
     #[arg(short, long, value_name = "NAME")]
     pub(crate) target: Vec<String>,
 

@@ -102,20 +102,22 @@ async fn selection(from: &Repository, args: &CopyArgs) -> Result<Selection> {
 }
 
 fn tell(app: &App, args: &CopyArgs, from: &Repository, to: &Repository, copied: &Copied) {
-    let Copied { backups, wal_files, rewraps, .. } = copied;
+    let Copied { backups, wal_files, rewraps, pins, .. } = copied;
     let done = if args.dry_run { "to be copied" } else { "copied" };
     app.output.note(format!(
-        "{done} from {from} to {to}: {}, {}, {}, {}",
+        "{done} from {from} to {to}: {}, {}, {}, {}, {}",
         count(backups.copied, "backup"),
         count(wal_files.copied, "WAL file"),
         count(rewraps.copied, "rewrap"),
+        count(pins.copied, "pin"),
         bytes(copied.bytes()),
     ));
     app.output.note(format!(
-        "there already: {}, {}, {}",
+        "there already: {}, {}, {}, {}",
         count(backups.same, "backup"),
         count(wal_files.same, "WAL file"),
         count(rewraps.same, "rewrap"),
+        count(pins.same, "pin"),
     ));
     if copied.unfinished > 0 {
         let runs = count(copied.unfinished, "run");

@@ -8,7 +8,7 @@ use backup_core::keys::Identity;
 use backup_core::pipeline::Counters;
 use backup_core::postgres::wal::WalFile;
 use backup_core::repository::layout::{BackupPath, TargetName};
-use backup_core::repository::verify::{self, Finding, Gap, KeylessOptions, Verification};
+use backup_core::repository::verify::{self, Continuity, Finding, Gap, KeylessOptions, Verification};
 use backup_core::repository::{Found, Listed, Repository};
 use backup_core::wal_archive::{Inventory, clusters};
 use backup_core::{Error, ErrorKind, Result, Stage};
@@ -155,9 +155,11 @@ fn verdict(repository: &Repository, args: &VerifyArgs, outcomes: &[Outcome], wal
     let Some(first) = kinds.first() else { return Ok(Exit::Done) };
     let kind = if kinds.contains(&ErrorKind::Key) { ErrorKind::Key } else { *first };
     let backups = outcomes.iter().filter(|outcome| outcome.error_kind().is_some()).count();
-    let message = match backups {
-        0 => "WAL could not be verified".to_owned(),
-        n => format!("{n} of {all} backups could not be verified"),
+    let message = match (backups, wal.iter().map(WalOutcome::unverified_files).sum::<u64>()) {
+        (0, 0) => "WAL could not be verified".to_owned(),
+        (0, files) => format!("{files} files of WAL could not be verified"),
+        (n, 0) => format!("{n} of {all} backups could not be verified"),
+        (n, files) => format!("{n} of {all} backups and {files} files of WAL could not be verified"),
     };
     Err(Error::new(kind, Stage::Fetch, message))
 }
@@ -247,6 +249,10 @@ impl Means<'_> {
         inventories: &mut Inventories,
     ) -> Result<Outcome> {
         let Self { app, args, repository, identities, options, counters } = self;
+        let unjudged = |e: Error| match args.all && concerns_one_backup(e.kind()) {
+            true => Ok(Outcome::unverified(path, &e)),
+            false => Err(e),
+        };
         let verification = if args.deep {
             verify::deep(repository, path, identities, options.limits, &app.cancel).await
         } else {
@@ -254,10 +260,35 @@ impl Means<'_> {
         };
         let mut verification = match verification {
             Ok(verification) => verification,
-            Err(e) if args.all && concerns_one_backup(e.kind()) => return Ok(Outcome::unverified(path, &e)),
-            Err(e) => return Err(e),
+            Err(e) => return unjudged(e),
         };
-        let Some(cluster) = cluster else { return Ok(Outcome::new(path, verification)) };
+        let (finding, continuity) = match cluster {
+            Some(cluster) => self.log_behind(path, cluster, inventories).await?,
+            None => (None, None),
+        };
+        if let Some(finding) = finding {
+            verification.findings.push(finding);
+            // The log of a backup goes after it.
+            verification = match or_cancelled(app, verification.unless_removed(repository, path)).await {
+                Ok(verification) => verification,
+                Err(e) => return unjudged(e),
+            };
+        }
+        let outcome = Outcome::new(path, verification);
+        Ok(match continuity {
+            Some(continuity) => outcome.with_continuity(continuity),
+            None => outcome,
+        })
+    }
+
+    /// What the archive has of the log behind a base backup; a finding, when that is too little.
+    async fn log_behind(
+        &self,
+        path: &BackupPath,
+        cluster: &ClusterEntry,
+        inventories: &mut Inventories,
+    ) -> Result<(Option<Finding>, Option<Continuity>)> {
+        let Self { app, repository, .. } = self;
         if !inventories.contains_key(&path.target) {
             let read = async {
                 let inventory = Inventory::read(repository, &path.target).await?;
@@ -279,15 +310,13 @@ impl Means<'_> {
                     pruned.contains(&(cluster.system_identifier, last))
                 };
                 continuity.gaps.retain(|gap| !is_pruned(gap));
-                verification.findings.extend(continuity.finding(&path.target, cluster));
-                Outcome::new(path, verification).with_continuity(continuity)
+                (continuity.finding(&path.target, cluster), Some(continuity))
             }
             Some(Err(problem)) => {
                 let object = path.target.wal_of(cluster.system_identifier).prefix().to_string();
-                verification.findings.push(Finding { object, problem: problem.clone() });
-                Outcome::new(path, verification)
+                (Some(Finding { object, problem: problem.clone() }), None)
             }
-            None => Outcome::new(path, verification),
+            None => (None, None),
         })
     }
 

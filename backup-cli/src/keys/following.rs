@@ -88,6 +88,7 @@ mod tests {
             sources,
             cancel: CancellationToken::new(),
             clock: Arc::new(SystemClock),
+            lacking: Arc::default(),
         }
     }
 

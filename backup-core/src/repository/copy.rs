@@ -1,7 +1,7 @@
 //! Bringing another repository up to date: ciphertext to ciphertext, without keys.
 //!
 //! ```text
-//! of each target: keys/ ─▶ wal/ ─▶ backups/: volumes, proved while they pass, then the manifest
+//! of each target: keys/ ─▶ pins/ ─▶ wal/ ─▶ backups/: volumes, proved while they pass, then the manifest
 //! ```
 //!
 //! Nothing is opened, nothing is replaced and nothing is removed. What is there already is compared, by size and by the digest in its footer, and
@@ -9,7 +9,9 @@
 //! when all that it needs is there.
 
 mod backups;
+mod pins;
 mod rewraps;
+mod small;
 mod tally;
 mod transfer;
 mod wal;
@@ -24,7 +26,7 @@ use object_store::{ObjectMeta, ObjectStore};
 use tokio_util::sync::CancellationToken;
 
 use super::budget::ByteBudget;
-use super::layout::{BackupPath, TargetName};
+use super::layout::{BackupPath, TargetName, WalPath};
 use super::{Repository, is_untrusted};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result, Stage};
@@ -42,11 +44,12 @@ const OBJECTS: usize = 16;
 /// What is to be copied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selection {
-    /// All targets: their backups, their write-ahead log, and their data keys that were wrapped again.
+    /// All targets: their backups and pins, their write-ahead log, and their data keys that were wrapped again.
     Everything,
     /// The same of these targets only.
     Targets(Vec<TargetName>),
-    /// These backups, those that they require, what was wrapped again of their data keys, and the log that they cannot be restored without.
+    /// These backups, those that they require, their pins, what was wrapped again of their data keys, and the log that they cannot be restored
+    /// without.
     Backups(Vec<BackupPath>),
 }
 
@@ -157,6 +160,8 @@ impl Run<'_> {
         let backups = self.backups_of(target).await?;
         self.look_for_strangers(target).await?;
         self.rewraps_below(target, &target.keys()).await?;
+        // Before the backups that they hold, which a prune would find unpinned otherwise.
+        self.pins_below(target, &target.pins()).await?;
         self.wal_of(target).await?;
         self.backups(backups).await
     }
@@ -169,7 +174,7 @@ impl Run<'_> {
         for object in listing.objects {
             self.tally().leave_alone(&object.location);
         }
-        let known = [target.backups(), target.wal(), target.keys()];
+        let known = [target.backups(), target.wal(), target.keys(), target.pins()];
         for folder in listing.common_prefixes.iter().filter(|folder| !known.contains(folder)) {
             let mut objects = self.from.store().list(Some(folder));
             while let Some(object) = objects.try_next().await.map_err(failed)? {
@@ -244,25 +249,36 @@ fn concerns_one_object(error: &Error) -> bool {
 /// Sizes of the objects that the destination has, by their paths: some thirty bytes for each, however long its path.
 struct Held {
     sizes: std::collections::HashMap<u64, u64>,
+    /// The large files, by the paths of what refers to them and their sizes.
+    large: HashSet<u64>,
     /// Secret, so that nobody can choose a name that passes for another.
     hasher: RandomState,
 }
 
 impl Held {
     async fn list(repository: &Repository, prefix: &Path) -> Result<Self> {
-        let mut held = Self { sizes: std::collections::HashMap::new(), hasher: RandomState::new() };
+        let mut held = Self { sizes: Default::default(), large: HashSet::new(), hasher: RandomState::new() };
         let mut objects = repository.store().list(Some(prefix));
         while let Some(ObjectMeta { location, size, .. }) =
             objects.try_next().await.map_err(|e| repository.error(e, "list", prefix).at(Stage::Catalog))?
         {
             let key = held.hasher.hash_one(location.as_ref());
             held.sizes.insert(key, size);
+            if let Some(reference) = WalPath::reference_to(&location) {
+                let key = held.hasher.hash_one((reference.as_ref(), size));
+                held.large.insert(key);
+            }
         }
         Ok(held)
     }
 
     fn size(&self, object: &Path) -> Option<u64> {
         self.sizes.get(&self.hasher.hash_one(object.as_ref())).copied()
+    }
+
+    /// Whether there is a large file of so many bytes that this object may refer to.
+    fn has_large(&self, object: &Path, bytes: u64) -> bool {
+        self.large.contains(&self.hasher.hash_one((object.as_ref(), bytes)))
     }
 }
 
@@ -275,3 +291,6 @@ async fn folder(repository: &Repository, prefix: &Path) -> Result<std::collectio
 
 /// Ids that were looked at.
 type Seen = HashSet<BackupPath>;
+
+#[cfg(test)]
+mod tests;

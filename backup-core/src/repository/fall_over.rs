@@ -3,19 +3,21 @@
 //! Several repositories hold the same objects, byte for byte. A store over all of them asks the first, and when that fails the next one, also
 //! in the middle of an object. What failed is asked last for a while, so that not every request waits for it.
 
+mod body;
+
+use std::collections::HashMap;
 use std::fmt;
-use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error as StoreError, GetOptions, GetRange, GetResult, GetResultPayload, ListResult, MultipartUpload,
-    ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as StoreResult,
+    CopyOptions, Error as StoreError, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as StoreResult,
 };
 use tokio::time::Instant;
 
@@ -28,8 +30,10 @@ use crate::error::{Error, ErrorKind, Result, Stage};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long one that failed is asked last.
 const AWAY: Duration = Duration::from_secs(60);
+/// Of so many objects at most it is known that they were read from another than the first.
+const ELSEWHERE_MAX: usize = 1000;
 
-/// A repository that did not answer, or failed, where another was asked instead.
+/// A repository that did not answer, failed, or lacked something, where another was asked instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FallOver {
@@ -41,6 +45,8 @@ pub struct FallOver {
     pub next: String,
     /// Whether that one is optional: it may lack what was made while it was away.
     pub next_is_optional: bool,
+    /// What the repository lacks though it answered, and the next one has: the first such object. It may lack others, too.
+    pub lacks: Option<String>,
 }
 
 /// Is told what was read from elsewhere. Called on the task that reads: return soon.
@@ -48,8 +54,11 @@ pub type FallOverCallback = Arc<dyn Fn(&FallOver) + Send + Sync>;
 
 impl fmt::Display for FallOver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { repository, error, next, .. } = self;
-        write!(f, "{repository} cannot be read ({error}); reading from {next}")?;
+        let Self { repository, error, next, lacks, .. } = self;
+        match lacks {
+            Some(object) => write!(f, "{repository} lacks {object}, and perhaps more; reading it from {next}")?,
+            None => write!(f, "{repository} cannot be read ({error}); reading from {next}")?,
+        }
         if self.next_is_optional {
             f.write_str(", which is optional and may lack newer backups")?;
         }
@@ -82,8 +91,10 @@ impl Repositories {
         }
         // The one that is listed leads.
         sources[..=place].rotate_right(1);
-        let store = Arc::new(Store(Arc::new(Sources { first: Arc::clone(first.store()), sources, told })));
-        Ok(Repository { store, ..first })
+        let first_store = Arc::clone(first.store());
+        let sources = Arc::new(Sources { first: first_store, sources, told, elsewhere: Mutex::default() });
+        let store = Arc::new(Store(Arc::clone(&sources)));
+        Ok(Repository { store, sources: Some(sources), ..first })
     }
 
     async fn first_of(&self, told: &(dyn Fn(&FallOver) + Send + Sync)) -> Result<(usize, Repository)> {
@@ -115,6 +126,7 @@ fn fall_over(member: &Member, error: String, next: &Member) -> FallOver {
         error,
         next: next.name().to_owned(),
         next_is_optional: !next.is_required(),
+        lacks: None,
     }
 }
 
@@ -127,20 +139,25 @@ fn no_answer(member: &Member) -> Error {
 struct Source {
     member: Member,
     failed: Mutex<Option<Instant>>,
+    /// Whether it was told that it lacks something.
+    lacks: AtomicBool,
 }
 
-struct Sources {
+/// The repositories that are read, and what is known of them.
+pub(super) struct Sources {
     /// Where is written.
     first: Arc<dyn ObjectStore>,
     sources: Vec<Source>,
     told: FallOverCallback,
+    /// Objects that were last read from another than the first, and its place.
+    elsewhere: Mutex<HashMap<Path, usize>>,
 }
 
 struct Store(Arc<Sources>);
 
 impl Source {
     fn new(member: &Member) -> Self {
-        Self { member: member.clone(), failed: Mutex::default() }
+        Self { member: member.clone(), failed: Mutex::default(), lacks: AtomicBool::new(false) }
     }
 
     fn has_failed(&self) -> bool {
@@ -168,9 +185,10 @@ impl Sources {
         present.into_iter().chain(away).collect()
     }
 
-    /// Asks one after the other until one answers. Of several that failed, that of the most preferred is told.
+    /// Asks one after the other about `object` until one answers. Of several that failed, that of the most preferred is told.
     async fn ask<T: Send, F>(
         &self,
+        object: &Path,
         question: impl Fn(Arc<dyn ObjectStore>) -> F + Send + Sync,
     ) -> StoreResult<(T, &Source)>
     where
@@ -184,23 +202,61 @@ impl Sources {
                 Some(_) => tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(|_| Err(silent(&source.member))),
                 None => asking.await,
             };
+            let place = self.place_of(source);
             let error = match answer {
-                Ok(answer) => return Ok((answer, source)),
+                Ok(answer) => {
+                    self.read_from(object, place);
+                    self.tell_lacks(object, &failures, source);
+                    return Ok((answer, source));
+                }
                 Err(error) => error,
             };
             if !is_failure(&error) {
                 // The store is well; but another may have what it lacks.
                 if !matches!(error, StoreError::NotFound { .. }) {
+                    self.read_from(object, place);
                     return Err(error);
                 }
             } else if let Some(next) = order.get(i + 1) {
                 self.left(source, &error, next);
             }
-            failures.push((self.place_of(source), error));
+            failures.push((place, error));
         }
         failures.sort_by_key(|(place, _)| *place);
         let none = || StoreError::Generic { store: "repository", source: "there is none to ask".into() };
-        Err(failures.into_iter().next().map_or_else(none, |(_, error)| error))
+        let (place, error) = failures.into_iter().next().unwrap_or_else(|| (0, none()));
+        self.read_from(object, place);
+        Err(error)
+    }
+
+    /// Tells who said that it has no such object, now that another has it: a repository that holds the same should have it, too.
+    fn tell_lacks(&self, object: &Path, failures: &[(usize, StoreError)], next: &Source) {
+        for (place, error) in failures {
+            let source = &self.sources[*place];
+            if matches!(error, StoreError::NotFound { .. }) && !source.lacks.swap(true, Ordering::Relaxed) {
+                let event = fall_over(&source.member, summary(error), &next.member);
+                (self.told)(&FallOver { lacks: Some(object.to_string()), ..event });
+            }
+        }
+    }
+
+    /// Takes note of where what is known of an object comes from.
+    fn read_from(&self, object: &Path, place: usize) {
+        let mut elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        if place == 0 {
+            elsewhere.remove(object);
+            return;
+        }
+        if elsewhere.len() >= ELSEWHERE_MAX {
+            elsewhere.clear();
+        }
+        elsewhere.insert(object.clone(), place);
+    }
+
+    /// The address of an object that was last read from another than the first.
+    pub(super) fn address(&self, object: &Path) -> Option<String> {
+        let place = *self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner).get(object)?;
+        self.sources.get(place)?.member.repository().map(|repository| repository.address(object))
     }
 
     fn place_of(&self, source: &Source) -> usize {
@@ -233,96 +289,13 @@ fn silent(member: &Member) -> StoreError {
     StoreError::Generic { store: "repository", source: Box::new(no_answer(member)) }
 }
 
-/// The body of an object that goes on elsewhere when it breaks off.
-struct Body {
-    sources: Arc<Sources>,
-    /// Which source it comes from.
-    place: usize,
-    location: Path,
-    body: BoxStream<'static, StoreResult<Bytes>>,
-    /// What is still to come.
-    left: Range<u64>,
-    /// The whole object's size.
-    size: u64,
-    /// How often it may still go on elsewhere.
-    tries: usize,
-}
-
-async fn get(sources: Arc<Sources>, location: Path, options: GetOptions) -> StoreResult<GetResult> {
-    let question = |store: Arc<dyn ObjectStore>| {
-        let (location, options) = (location.clone(), options.clone());
-        async move { store.get_opts(&location, options).await }
-    };
-    let (result, source) = sources.ask(question).await?;
-    let place = sources.place_of(source);
-    let GetResult { payload, meta, range, attributes, extensions } = result;
-    let payload = match payload {
-        GetResultPayload::Stream(body) if !options.head => {
-            let (left, size, tries) = (range.clone(), meta.size, sources.sources.len());
-            let body = Body { sources: Arc::clone(&sources), place, location, body, left, size, tries };
-            GetResultPayload::Stream(stream::try_unfold(body, Body::next).boxed())
-        }
-        payload => payload,
-    };
-    Ok(GetResult { payload, meta, range, attributes, extensions })
-}
-
-impl Body {
-    async fn next(mut self) -> StoreResult<Option<(Bytes, Self)>> {
-        loop {
-            let piece = match self.tries {
-                0 => self.body.try_next().await,
-                _ => tokio::time::timeout(PATIENCE, self.body.try_next()).await.unwrap_or_else(|_| Err(broken_off())),
-            };
-            let error = match piece {
-                Ok(Some(bytes)) => {
-                    self.left.start += bytes.len() as u64;
-                    return Ok(Some((bytes, self)));
-                }
-                Ok(None) if self.left.is_empty() => return Ok(None),
-                Ok(None) => broken_off(),
-                Err(error) => error,
-            };
-            if self.tries == 0 {
-                return Err(error);
-            }
-            self.tries -= 1;
-            self.go_on(error).await?;
-        }
-    }
-
-    /// Asks for the rest; from the same source last of all.
-    async fn go_on(&mut self, error: StoreError) -> StoreResult<()> {
-        let source = &self.sources.sources[self.place];
-        let others = self.sources.in_order();
-        if let Some(next) = others.into_iter().find(|other| !std::ptr::eq(*other, source)) {
-            self.sources.left(source, &error, next);
-        }
-        let (location, rest) = (&self.location, GetRange::Bounded(self.left.clone()));
-        let question = |store: Arc<dyn ObjectStore>| {
-            let (location, options) = (location.clone(), GetOptions::new().with_range(Some(rest.clone())));
-            async move { store.get_opts(&location, options).await }
-        };
-        let (found, source) = self.sources.ask(question).await?;
-        if found.meta.size != self.size {
-            return Err(error);
-        }
-        self.place = self.sources.place_of(source);
-        self.body = found.into_stream();
-        Ok(())
-    }
-}
-
-fn broken_off() -> StoreError {
-    StoreError::Generic { store: "repository", source: "the body broke off".into() }
-}
-
 /// A listing by the first store that gives its beginning.
 fn listing(
     sources: &Arc<Sources>,
+    prefix: Option<&Path>,
     list: impl Fn(&dyn ObjectStore) -> BoxStream<'static, StoreResult<ObjectMeta>> + Send + Sync + 'static,
 ) -> BoxStream<'static, StoreResult<ObjectMeta>> {
-    let sources = Arc::clone(sources);
+    let (sources, folder) = (Arc::clone(sources), prefix.cloned().unwrap_or_default());
     let begin = async move {
         let question = |store: Arc<dyn ObjectStore>| {
             let mut objects = list(&*store);
@@ -331,7 +304,7 @@ fn listing(
                 Ok(stream::iter(first.map(Ok)).chain(objects))
             }
         };
-        sources.ask(question).await.map(|(objects, _)| objects)
+        sources.ask(&folder, question).await.map(|(objects, _)| objects)
     };
     stream::once(begin).try_flatten().boxed()
 }
@@ -351,7 +324,7 @@ impl ObjectStore for Store {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> StoreResult<GetResult> {
-        get(Arc::clone(&self.0), location.clone(), options).await
+        body::get(Arc::clone(&self.0), location.clone(), options).await
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, StoreResult<Path>>) -> BoxStream<'static, StoreResult<Path>> {
@@ -360,17 +333,18 @@ impl ObjectStore for Store {
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, StoreResult<ObjectMeta>> {
         let prefix = prefix.cloned();
-        listing(&self.0, move |store| store.list(prefix.as_ref()))
+        listing(&self.0, prefix.clone().as_ref(), move |store| store.list(prefix.as_ref()))
     }
 
     fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, StoreResult<ObjectMeta>> {
         let (prefix, offset) = (prefix.cloned(), offset.clone());
-        listing(&self.0, move |store| store.list_with_offset(prefix.as_ref(), &offset))
+        listing(&self.0, prefix.clone().as_ref(), move |store| store.list_with_offset(prefix.as_ref(), &offset))
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> StoreResult<ListResult> {
         let question = move |store: Arc<dyn ObjectStore>| async move { store.list_with_delimiter(prefix).await };
-        self.0.ask(question).await.map(|(listing, _)| listing)
+        let folder = prefix.cloned().unwrap_or_default();
+        self.0.ask(&folder, question).await.map(|(listing, _)| listing)
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> StoreResult<()> {

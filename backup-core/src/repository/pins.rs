@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::json;
 
 /// The longest pin in bytes.
-const PIN_LEN_MAX: usize = 16 * 1024;
+pub(super) const PIN_LEN_MAX: usize = 16 * 1024;
 /// The longest reason in bytes.
 const REASON_LEN_MAX: usize = 1000;
 /// Pins on their way at once.

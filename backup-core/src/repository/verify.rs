@@ -27,7 +27,7 @@ pub use continuity::{Continuity, Gap, continuity};
 pub use deep::deep;
 pub use files::{WalVerification, wal};
 pub use sample::Sample;
-pub(crate) use volume::{VolumeCheck, Wanted, claimed};
+pub(crate) use volume::{Claim, VolumeCheck, Wanted, claimed};
 
 /// Bytes asked for at a time, at most; of small objects less, since several pieces are in memory at once.
 const READ_BYTES: u64 = 2 << 20;
@@ -89,8 +89,18 @@ impl KeylessOptions {
 /// bytes have the digest that footer and manifest say.
 ///
 /// What can only be found with a key (a manifest that somebody rewrote to fit) is for [`deep`]. An error means that the verification
-/// could not be done, by this release for example; what it found is not an error. Cancel safe.
+/// could not be done, by this release for example, or `NotFound`, since the backup was removed meanwhile; what it found is not an error. Cancel safe.
 pub async fn keyless(
+    repository: &Repository,
+    path: &BackupPath,
+    options: &KeylessOptions,
+    counters: &Counters,
+) -> Result<Verification> {
+    let found = look(repository, path, options, counters).await?;
+    found.unless_removed(repository, path).await
+}
+
+async fn look(
     repository: &Repository,
     path: &BackupPath,
     options: &KeylessOptions,
@@ -270,6 +280,17 @@ pub(crate) async fn read_range(
 const SHORT: &str = "is shorter than the store says (offset 0)";
 
 impl Verification {
+    /// The same, if the backup is there still: what is missing of one that a prune removed meanwhile is not damage. For whoever adds findings.
+    ///
+    /// # Errors
+    /// `NotFound` when something was found and the manifest is gone, and those of the store. Cancel safe.
+    pub async fn unless_removed(self, repository: &Repository, path: &BackupPath) -> Result<Self> {
+        if self.findings.is_empty() || repository.still_has(&path.manifest()).await? {
+            return Ok(self);
+        }
+        Err(Error::new(ErrorKind::NotFound, Stage::Fetch, format!("{path} was removed while it was verified")))
+    }
+
     /// Damage is a finding; anything else keeps the verification from being done.
     fn finding_or_error(&mut self, object: String, error: Error) -> Result<()> {
         if error.kind() != ErrorKind::Integrity {
@@ -279,3 +300,6 @@ impl Verification {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

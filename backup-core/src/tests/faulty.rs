@@ -4,14 +4,15 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use futures::StreamExt;
 use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use object_store::client::{HttpError, HttpErrorKind};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error as StoreError, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as StoreResult, UploadPart,
+    ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as StoreResult,
+    UploadPart,
 };
 
 use crate::clock::SystemClock;
@@ -28,6 +29,10 @@ pub(crate) enum Fault {
     Hangs,
     /// Of what is read, only the first byte comes.
     BreaksOff,
+    /// At that moment, all that lies in its folder is removed.
+    Removes,
+    /// What is read is a file, from which nothing can be read once it is open.
+    Unreadable,
 }
 
 /// Which requests.
@@ -38,27 +43,50 @@ pub(crate) enum Of {
     All,
 }
 
-type Rule = (Fault, Of, &'static str);
+#[derive(Debug)]
+struct Rule {
+    fault: Fault,
+    of: Of,
+    path: &'static str,
+    /// So many requests go well before.
+    well: usize,
+}
 
 /// Memory that goes wrong as told.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Faulty {
     memory: Arc<InMemory>,
     rules: Arc<Mutex<Vec<Rule>>>,
+    reads: Arc<Mutex<Vec<String>>>,
 }
 
 impl Faulty {
     /// An empty repository in it.
     pub(crate) async fn repository() -> (Self, Repository) {
+        Self::repository_at("faulty:").await
+    }
+
+    /// The same, called so.
+    pub(crate) async fn repository_at(address: &str) -> (Self, Repository) {
         let store = Self::default();
-        let location = Location::store(Arc::new(store.clone()), "faulty:", 1 << 20);
+        let location = Location::store(Arc::new(store.clone()), address, 1 << 20);
         let (repository, _) = Repository::init(&location, &SystemClock).await.unwrap();
         (store, repository)
     }
 
     /// From now on, requests about objects whose paths contain `path` go wrong.
     pub(crate) fn inject(&self, fault: Fault, of: Of, path: &'static str) {
-        self.rules.lock().unwrap().push((fault, of, path));
+        self.inject_after(0, fault, of, path);
+    }
+
+    /// The same, behind so many of these requests.
+    pub(crate) fn inject_after(&self, well: usize, fault: Fault, of: Of, path: &'static str) {
+        self.rules.lock().unwrap().push(Rule { fault, of, path, well });
+    }
+
+    /// The paths of the objects of which something was read since this was asked last.
+    pub(crate) fn take_reads(&self) -> Vec<String> {
+        std::mem::take(&mut *self.reads.lock().unwrap())
     }
 
     /// All goes well again.
@@ -67,14 +95,26 @@ impl Faulty {
     }
 
     fn fault(&self, of: Of, path: &str) -> Option<Fault> {
-        let rules = self.rules.lock().unwrap();
-        rules.iter().find(|rule| (rule.1 == Of::All || rule.1 == of) && path.contains(rule.2)).map(|rule| rule.0)
+        let mut rules = self.rules.lock().unwrap();
+        let met = |rule: &&mut Rule| (rule.of == Of::All || rule.of == of) && path.contains(rule.path);
+        let rule = rules.iter_mut().find(met)?;
+        let is_due = rule.well == 0;
+        rule.well = rule.well.saturating_sub(1);
+        is_due.then_some(rule.fault)
     }
 
-    /// Goes wrong, if it is to.
-    async fn meet(&self, of: Of, path: &str) -> StoreResult<()> {
+    /// Goes wrong, if it is to. Returns what is still to go wrong.
+    async fn meet(&self, of: Of, path: &str) -> StoreResult<Option<Fault>> {
         match self.fault(of, path) {
-            None | Some(Fault::BreaksOff) => Ok(()),
+            fault @ (None | Some(Fault::BreaksOff | Fault::Unreadable)) => Ok(fault),
+            Some(Fault::Removes) => {
+                let folder = Path::from(path.rsplit_once('/').map_or("", |(folder, _)| folder));
+                let objects: Vec<_> = self.memory.list(Some(&folder)).try_collect().await?;
+                for object in objects {
+                    self.memory.delete(&object.location).await?;
+                }
+                Ok(None)
+            }
             Some(Fault::Hangs) => std::future::pending().await,
             Some(Fault::Away) => {
                 let source = HttpError::new(HttpErrorKind::Connect, std::io::Error::other("scripted"));
@@ -133,13 +173,22 @@ impl ObjectStore for Faulty {
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> StoreResult<GetResult> {
-        self.meet(Of::Reads, path.as_ref()).await?;
         let head = options.head;
+        if !head {
+            self.reads.lock().unwrap().push(path.to_string());
+        }
+        let fault = self.meet(Of::Reads, path.as_ref()).await?;
         let result = self.memory.get_opts(path, options).await?;
-        if head || self.fault(Of::Reads, path.as_ref()) != Some(Fault::BreaksOff) {
+        if head || fault.is_none() {
             return Ok(result);
         }
         let GetResult { payload, meta, range, attributes, extensions } = result;
+        if fault == Some(Fault::Unreadable) {
+            let path = std::path::PathBuf::from("/dev/null");
+            let file = std::fs::File::options().write(true).open(&path).unwrap();
+            let payload = GetResultPayload::File(file, path);
+            return Ok(GetResult { payload, meta, range, attributes, extensions });
+        }
         let payload = match payload {
             GetResultPayload::Stream(body) => {
                 let source = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);

@@ -20,7 +20,7 @@ impl Three {
     async fn new(required: bool) -> Self {
         let (mut stores, mut repositories) = (Vec::new(), Repositories::default());
         for i in 0..3 {
-            let (store, repository) = Faulty::repository().await;
+            let (store, repository) = Faulty::repository_at(&format!("faulty:{i}")).await;
             stores.push(store);
             repositories =
                 if i == 0 || required { repositories.and(repository) } else { repositories.and_optional(repository) };
@@ -132,7 +132,7 @@ async fn a_required_repository_that_fails_at_any_object_fails_the_backup_and_lea
             three.stores[1].inject(fault, Of::Writes, at);
             let (saved, outcomes) = three.save(Compression::Zstd(3), &bytes(1 << 20)).await;
             let error = saved.unwrap_err();
-            assert!(error.to_string().contains("faulty:/app/backups"), "{error}");
+            assert!(error.to_string().contains("faulty:1/app/backups"), "{error}");
             assert_eq!(states(&outcomes), [NotStored; 3], "{at}");
             assert!(outcomes[1].error.is_some() && outcomes[0].error.is_none(), "{outcomes:?}");
             for i in 0..3 {
@@ -214,9 +214,13 @@ async fn what_is_read_comes_from_the_next_repository_when_one_fails_also_in_the_
     let data = bytes(300_000);
     let path = three.save(Compression::Zstd(3), &data).await.0.unwrap();
     let identities: [Arc<dyn Identity>; 1] = [Arc::clone(&three.identity) as _];
-    for (fault, at) in
-        [(Fault::Away, ".vol"), (Fault::BreaksOff, ".vol"), (Fault::Away, ""), (Fault::Full, "data.00001")]
-    {
+    for (fault, at) in [
+        (Fault::Away, ".vol"),
+        (Fault::BreaksOff, ".vol"),
+        (Fault::Unreadable, ".vol"),
+        (Fault::Away, ""),
+        (Fault::Full, "data.00001"),
+    ] {
         let told = Arc::new(std::sync::Mutex::new(Vec::new()));
         let telling = Arc::clone(&told);
         let callback = Arc::new(move |event: &crate::repository::FallOver| telling.lock().unwrap().push(event.clone()));
@@ -230,9 +234,63 @@ async fn what_is_read_comes_from_the_next_repository_when_one_fails_also_in_the_
         assert_eq!(told.lock().unwrap().len(), 1, "it is told, and once: {fault:?} {at}");
         three.stores[0].mend();
     }
-    // What all of them lack is not found, and what is damaged in the first is not taken from it in silence.
-    let callback = Arc::new(|_: &crate::repository::FallOver| {});
+    // What all of them lack is not found, and nobody is blamed for it.
+    let callback = Arc::new(|event: &crate::repository::FallOver| panic!("{event}"));
     let reading = three.repositories.to_read_from(callback).await.unwrap();
     let missing = path.target.backup(&"20260101T000000Z-aaaaaaaaaaaaaaaa".parse().unwrap());
     assert!(reading.manifest(&missing).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn what_a_repository_has_lost_comes_from_the_next_one_and_is_told_once() {
+    let three = Three::new(true).await;
+    let data = bytes(300_000);
+    let path = three.save(Compression::Zstd(3), &data).await.0.unwrap();
+    let volume = |n: u32| path.volume(&"data".parse().unwrap(), n);
+    for lost in [volume(0), volume(1)] {
+        three.repositories.open().next().unwrap().store().delete(&lost).await.unwrap();
+    }
+    let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let telling = Arc::clone(&told);
+    let callback = Arc::new(move |event: &crate::repository::FallOver| telling.lock().unwrap().push(event.clone()));
+    let reading = three.repositories.to_read_from(callback).await.unwrap();
+    let identities: [Arc<dyn Identity>; 1] = [Arc::clone(&three.identity) as _];
+    let backup = OpenBackup::open(&reading, &path, &identities).await.unwrap();
+    let sink = MemorySink::new(1 << 30);
+    backup.restore("data").unwrap().limits(small_limits(5000)).into(sink.clone()).wait().await.unwrap();
+    assert!(sink.take().unwrap() == data);
+    let told = told.lock().unwrap();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].lacks.as_ref().is_some_and(|lacks| lacks.ends_with(".vol")), "{told:?}");
+    assert_eq!((told[0].repository.as_str(), told[0].next.as_str()), ("faulty:0", "faulty:1"));
+    assert!(told[0].to_string().starts_with("faulty:0 lacks app/backups/"), "{}", told[0]);
+}
+
+#[tokio::test]
+async fn damage_is_told_with_the_address_of_the_repository_that_it_was_read_from() {
+    let three = Three::new(true).await;
+    let path = three.save(Compression::Zstd(3), &bytes(300_000)).await.0.unwrap();
+    let damage = async |i: usize| {
+        let store = Arc::clone(three.repositories.open().nth(i).unwrap().store());
+        let volume = path.volume(&"data".parse().unwrap(), 1);
+        let mut bytes = store.get(&volume).await.unwrap().bytes().await.unwrap().to_vec();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        store.put(&volume, bytes.into()).await.unwrap();
+    };
+    let identities: [Arc<dyn Identity>; 1] = [Arc::clone(&three.identity) as _];
+    damage(0).await;
+    damage(1).await;
+    for (fault, at) in [(None, 0), (Some(Fault::Away), 1), (Some(Fault::BreaksOff), 1)] {
+        let reading = three.repositories.to_read_from(Arc::new(|_: &crate::repository::FallOver| {})).await.unwrap();
+        fault.inspect(|fault| three.stores[0].inject(*fault, Of::Reads, "data.00001"));
+        let backup = OpenBackup::open(&reading, &path, &identities).await.unwrap();
+        let sink = MemorySink::new(1 << 30);
+        let restored = backup.restore("data").unwrap().limits(small_limits(5000)).into(sink).wait().await;
+        let error = restored.unwrap_err();
+        assert_eq!(error.kind(), crate::ErrorKind::Integrity, "{error:?}");
+        let address = format!("faulty:{at}/app/backups/");
+        assert!(error.in_one_line().contains(&address), "{fault:?}: {}", error.in_one_line());
+        three.stores[0].mend();
+    }
 }

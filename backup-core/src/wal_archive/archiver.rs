@@ -26,7 +26,7 @@ use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::keys::EncryptionContext;
 use crate::postgres::wal::{SegmentName, SystemIdentifier, WalFile};
 use crate::repository::layout::{TailPiece, TargetName, WalPath};
-use crate::repository::{Repositories, Repository};
+use crate::repository::{ByteBudget, Repositories, Repository};
 
 mod everywhere;
 
@@ -36,6 +36,9 @@ pub(super) use everywhere::Stored;
 
 /// The level of compression unless asked otherwise. Measured on segments of a busy cluster: see `docs/ARCHIVING.md`.
 const COMPRESSION: Compression = Compression::Zstd(1);
+
+/// What a check of one stored object may hold in memory.
+const CHECK_BYTES: usize = 6 << 20;
 
 /// How long an optional repository may keep the archiver waiting unless asked otherwise: PostgreSQL has more to archive.
 const OPTIONAL_LAG: Duration = Duration::from_secs(10);
@@ -336,7 +339,7 @@ async fn compare(found: StoredFile, file: &LocalFile, digested: &Digested) -> Re
     if found.plaintext != digested.plaintext {
         return Err(different(&found, file));
     }
-    if let Some(problem) = found.wrong().await? {
+    if let Some(problem) = found.wrong(&ByteBudget::new(CHECK_BYTES)).await? {
         let message = format!("{} is archived already, but {}: {problem}", file.name, found.path());
         return Err(Error::new(ErrorKind::Integrity, Stage::Commit, message)
             .with_hint("move the damaged object away: the next attempt then stores the file again"));

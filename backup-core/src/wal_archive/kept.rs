@@ -17,8 +17,8 @@ use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::format::{Header, ObjectName, VolumeEntry};
 use crate::keys::Identity;
 use crate::postgres::wal::{SegmentName, SystemIdentifier, WalFile};
-use crate::repository::Repository;
 use crate::repository::layout::{TailPiece, TargetName, WalPath};
+use crate::repository::{ByteBudget, Repository};
 
 /// An object of an archive, by its path alone.
 #[derive(Debug, Clone)]
@@ -119,6 +119,14 @@ impl KeptName {
         }
     }
 
+    /// The segment that this is, or is a piece of; `None` when it is another file.
+    pub(crate) fn segment(&self) -> Option<SegmentName> {
+        match &self.what {
+            What::File(WalFile::Segment(segment)) | What::Piece(segment, _) => Some(*segment),
+            What::File(_) => None,
+        }
+    }
+
     /// The segment that this is a piece of; `None` when it is a file.
     pub(crate) fn piece_of(&self) -> Option<SegmentName> {
         match &self.what {
@@ -176,8 +184,8 @@ impl KeptFile {
     }
 
     /// Whether its bytes are those that its footer has the digest of; what is wrong otherwise. Cancel safe.
-    pub(crate) async fn wrong(&self) -> Result<Option<String>> {
-        self.0.wrong().await
+    pub(crate) async fn wrong(&self, budget: &ByteBudget) -> Result<Option<String>> {
+        self.0.wrong(budget).await
     }
 }
 

@@ -13,9 +13,6 @@ use crate::repository::layout::{TailPiece, WalPath};
 use crate::repository::{ByteBudget, Repository, verify};
 use crate::restore::volume::{Expected, OpenVolume, Stored};
 
-/// What a check of one object may hold in memory.
-const CHECK_BYTES: usize = 6 << 20;
-
 /// An object that says of itself that it is the file that was looked for.
 #[derive(Debug)]
 pub(super) struct StoredFile {
@@ -115,14 +112,14 @@ impl StoredFile {
     }
 
     /// Whether its bytes are those that its footer has the digest of; says what is wrong otherwise. Needs no key. Cancel safe.
-    pub(super) async fn wrong(&self) -> Result<Option<String>> {
+    pub(super) async fn wrong(&self, budget: &ByteBudget) -> Result<Option<String>> {
         let entry = match self.stored.claimed().await {
             Ok(entry) => entry,
             Err(e) if e.kind() == ErrorKind::Integrity => return Ok(Some(e.in_one_line())),
             Err(e) => return Err(e),
         };
         let (repository, path) = (&self.stored.repository, &self.stored.path);
-        verify::check_volume(repository, path, &entry, None, &ByteBudget::new(CHECK_BYTES), &Counters::default()).await
+        verify::check_volume(repository, path, &entry, None, budget, &Counters::default()).await
     }
 
     /// Opens it: afterwards every chunk's place is known and authentic. Cancel safe.

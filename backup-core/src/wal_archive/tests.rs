@@ -23,9 +23,11 @@ use crate::repository::rewrap::{RewrapOptions, rewrap};
 
 mod absent;
 mod ahead;
+mod copied;
 mod rewrapped;
 mod several;
 mod signed;
+mod verified;
 
 const SYSTEM: SystemIdentifier = SystemIdentifier(7_412_345_678_901_234_567);
 const MIB: u32 = 1 << 20;

@@ -104,6 +104,7 @@ fn backups() -> u32 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::print_stderr, reason = "whoever waits for an hour of it wants to see it go on")]
 async fn under_load_every_backup_is_whole_and_none_is_suspected() {
     let (server, tablespaces) = busy_server().await;
     let (host, public) = (Host::initialised(BACKUP), PublicDir::new());
@@ -145,7 +146,6 @@ async fn under_load_every_backup_is_whole_and_none_is_suspected() {
         }
         let objects = host.repository().join("db");
         fs::remove_dir_all(objects).unwrap();
-        // Whoever waits for an hour of this wants to see it go on.
         eprintln!("backup {} of {}: whole", n + 1, backups());
     }
 }

@@ -37,6 +37,8 @@ pub(super) struct WalOutcome {
     files: u64,
     bytes: u64,
     findings: Vec<Finding>,
+    unverified: u64,
+    unverified_examples: Vec<Finding>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sampled: Option<u64>,
     #[serde(skip)]
@@ -138,10 +140,25 @@ impl Outcome {
 
 impl WalOutcome {
     pub(super) fn new(verification: WalVerification) -> Self {
-        let WalVerification { target, files, bytes, findings, sampled, .. } = verification;
-        let outcome = Word::of(&findings);
-        let ok = outcome == Word::Ok;
-        Self { target, ok, outcome, error: None, files, bytes, findings, sampled, error_kind: None }
+        let WalVerification { target, files, bytes, findings, unverified, unverified_examples, sampled, .. } =
+            verification;
+        let outcome = match Word::of(&findings) {
+            Word::Ok if unverified > 0 => Word::Unverified,
+            outcome => outcome,
+        };
+        Self {
+            target,
+            ok: outcome == Word::Ok,
+            outcome,
+            error: unverified_examples.first().map(|first| first.problem.clone()),
+            files,
+            bytes,
+            findings,
+            unverified,
+            unverified_examples,
+            sampled,
+            error_kind: (unverified > 0).then_some(ErrorKind::Key),
+        }
     }
 
     pub(super) fn unverified(target: &TargetName, error: &Error) -> Self {
@@ -153,6 +170,8 @@ impl WalOutcome {
             files: 0,
             bytes: 0,
             findings: Vec::new(),
+            unverified: 0,
+            unverified_examples: Vec::new(),
             sampled: None,
             error_kind: Some(error.kind()),
         }
@@ -163,19 +182,29 @@ impl WalOutcome {
         self.findings.len()
     }
 
+    /// How many of its files no key at hand opens.
+    pub(super) fn unverified_files(&self) -> u64 {
+        self.unverified
+    }
+
     pub(super) fn error_kind(&self) -> Option<ErrorKind> {
         self.error_kind
     }
 
     /// A line for all of it and one for each finding.
     pub(super) fn tell(&self, app: &App) -> Result<()> {
-        let Self { target, files, bytes: read, sampled, .. } = self;
+        let Self { target, files, bytes: read, sampled, unverified, .. } = self;
         let sampled = sampled.map(|n| format!(", {n} of them read at random")).unwrap_or_default();
-        let of_them = format!("WAL of {target}  ({files} files{sampled}, {} checked)", bytes(*read));
+        let unverified = match unverified {
+            0 => String::new(),
+            n => format!(", {n} of them not verified"),
+        };
+        let of_them = format!("WAL of {target}  ({files} files{sampled}{unverified}, {} checked)", bytes(*read));
         let mut text = match self.outcome {
             Word::Ok => format!("ok          {of_them}\n"),
             Word::Damaged => format!("DAMAGED     {of_them}\n"),
-            Word::Unverified => format!("unverified  WAL of {target}\n"),
+            Word::Unverified if *files == 0 => format!("unverified  WAL of {target}\n"),
+            Word::Unverified => format!("unverified  {of_them}\n"),
         };
         text.push_str(&lines(&self.findings, self.error.as_deref()));
         app.output.data(&text)

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use object_store::path::Path;
@@ -84,18 +83,34 @@ impl Run<'_> {
 
     /// Only these backups, and all that they cannot be restored without.
     pub(super) async fn chosen(&self, paths: &[BackupPath]) -> Result<()> {
-        for path in paths {
-            let found = self.from.manifest(path).await?.ok_or_else(|| no_backup(path))?;
-            if let Some(key) = path.target.key(&found.manifest.data_key) {
-                self.rewraps_below(&path.target, &key.prefix()).await?;
-            }
-            if let (BackupKind::BaseBackup, Some(cluster)) = (&found.manifest.kind, &found.manifest.cluster)
-                && !cluster.wal_included
-            {
-                self.wal_needed_by(&path.target, cluster).await?;
-            }
+        let (mut seen, mut open): (Seen, _) = (paths.iter().cloned().collect(), paths.to_vec());
+        while let Some(path) = open.pop() {
+            let is_chosen = paths.contains(&path);
+            let found = match self.from.manifest(&path).await {
+                Ok(Some(found)) => found,
+                Ok(None) if is_chosen => return Err(no_backup(&path)),
+                Err(e) if is_chosen || !concerns_one_object(&e) => return Err(e),
+                // What a backup requires and cannot have is told when that is copied.
+                Ok(None) | Err(_) => continue,
+            };
+            self.around(&found).await?;
+            let required = found.manifest.requires.iter().filter_map(|id| id.parse().ok());
+            open.extend(required.map(|id| path.target.backup(&id)).filter(|path| seen.insert(path.clone())));
         }
         self.backups(paths.to_vec()).await
+    }
+
+    /// What belongs to a backup and lies elsewhere: its pins, the wraps of its data key, and the log that it does not hold itself.
+    async fn around(&self, found: &Found) -> Result<()> {
+        let (path, manifest) = (&found.path, &found.manifest);
+        self.pins_below(&path.target, &path.pins()).await?;
+        if let Some(key) = path.target.key(&manifest.data_key) {
+            self.rewraps_below(&path.target, &key.prefix()).await?;
+        }
+        match (&manifest.kind, &manifest.cluster) {
+            (BackupKind::BaseBackup, Some(cluster)) if !cluster.wal_included => self.wal_needed_by(path, cluster).await,
+            _ => Ok(()),
+        }
     }
 
     /// A backup behind those that it requires, and that these require.
@@ -135,9 +150,14 @@ impl Run<'_> {
 
     async fn backup(&self, found: &Found) -> Result<()> {
         let path = &found.path;
-        let is_there = self.has_manifest(path, &found.raw).await?;
-        let missing = self.missing(path, &found.manifest).await?;
+        let is_there = self.holds(&path.manifest(), &found.raw, MANIFEST_LEN_MAX).await?;
+        let held = folder(self.to, &path.prefix()).await?;
+        let missing = self.missing(path, &found.manifest, &held).await?;
         if is_there && missing.is_empty() {
+            // Of a copy that was killed when all was there.
+            if held.contains_key(RUNNING) && !self.options.dry_run {
+                self.remove_running(path).await;
+            }
             self.tally().same(Kind::Backup);
             return Ok(());
         }
@@ -160,7 +180,8 @@ impl Run<'_> {
         self.beat(path, started).await;
         let work = async {
             let copied = async {
-                let missing = self.missing(path, manifest).await?;
+                let held = folder(self.to, &path.prefix()).await?;
+                let missing = self.missing(path, manifest, &held).await?;
                 let bytes = bytes_of(&missing);
                 self.volumes(path, manifest, missing).await.map(|problems| (bytes, problems))
             };
@@ -174,28 +195,24 @@ impl Run<'_> {
             Ok((_, problems)) => self.damaged(path, problems).await.map(|()| None),
             Err(e) => Err(e),
         };
-        // Only a leftover, which nobody waits for.
-        if let Err(error) = self.to.store().delete(&path.running()).await {
-            tracing::debug!(%error, "cannot remove running.json");
-        }
+        self.remove_running(path).await;
         committed
     }
 
-    /// Whether the destination has this manifest, byte for byte.
-    async fn has_manifest(&self, path: &BackupPath, raw: &Bytes) -> Result<bool> {
-        let object = path.manifest();
-        match self.to.read_small(&object, MANIFEST_LEN_MAX).await {
-            Ok(None) => Ok(false),
-            Ok(Some(there)) if there == *raw => Ok(true),
-            Ok(Some(_)) => Err(self.differs(&object)),
-            Err(e) if e.kind() == ErrorKind::Integrity => Err(self.differs(&object)),
-            Err(e) => Err(e),
+    /// Only a leftover, which nobody waits for.
+    async fn remove_running(&self, path: &BackupPath) {
+        if let Err(error) = self.to.store().delete(&path.running()).await {
+            tracing::debug!(%error, "cannot remove running.json");
         }
     }
 
-    /// The volumes that the destination lacks; another one under the name of one is an error.
-    async fn missing<'m>(&self, path: &BackupPath, manifest: &'m Manifest) -> Result<Vec<Listed<'m>>> {
-        let held = &folder(self.to, &path.prefix()).await?;
+    /// The volumes that the destination lacks, of which it holds these objects; another one under the name of one is an error.
+    async fn missing<'m>(
+        &self,
+        path: &BackupPath,
+        manifest: &'m Manifest,
+        held: &HashMap<String, u64>,
+    ) -> Result<Vec<Listed<'m>>> {
         let mut listed = Vec::new();
         for stream in &manifest.streams {
             listed.extend((0..).zip(&stream.volumes).map(|(number, volume)| Listed { stream, number, volume }));
@@ -225,7 +242,7 @@ impl Run<'_> {
             return Ok(None);
         }
         match self.footer(self.to, &object, *size).await? {
-            Ok(there) if there == *listed.volume => Ok(None),
+            Ok(there) if there.entry == *listed.volume => Ok(None),
             _ => Err(self.differs(&object)),
         }
     }
@@ -254,7 +271,7 @@ impl Run<'_> {
 
     /// Remembers what is wrong with a backup, if it is there still: a backup that is being removed is not damaged.
     async fn damaged(&self, path: &BackupPath, problems: Vec<(Path, String)>) -> Result<()> {
-        if self.found(path).await?.is_some() {
+        if self.from.still_has(&path.manifest()).await? {
             for (object, problem) in problems {
                 self.problem(&object, problem);
             }

@@ -8,7 +8,6 @@ use object_store::path::Path;
 use super::{Kind, OBJECTS, Run, folder};
 use crate::error::{ErrorKind, Result, Stage};
 use crate::format::{FormatError, REWRAP_LEN_MAX, Rewrap};
-use crate::repository::is_taken;
 use crate::repository::layout::TargetName;
 
 /// Why a rewrap is not copied.
@@ -38,7 +37,7 @@ impl Run<'_> {
         for name in folder(self.from, &prefix).await?.into_keys().filter(|name| !held.contains_key(name)) {
             let object = prefix.clone().join(name);
             if let Ok(bytes) = self.sound_rewrap(target, &object).await? {
-                self.create_rewrap(&object, bytes).await?;
+                self.small_object(Kind::Rewrap, &object, bytes, REWRAP_LEN_MAX).await?;
             }
         }
         Ok(())
@@ -57,16 +56,7 @@ impl Run<'_> {
                 return Ok(());
             }
         };
-        match self.to.read_small(&object, REWRAP_LEN_MAX).await {
-            Ok(Some(there)) if there == bytes => {
-                self.tally().same(Kind::Rewrap);
-                Ok(())
-            }
-            Ok(None) => self.create_rewrap(&object, bytes).await,
-            Ok(Some(_)) => Err(self.differs(&object)),
-            Err(e) if e.kind() == ErrorKind::Integrity => Err(self.differs(&object)),
-            Err(e) => Err(e),
-        }
+        self.small_object(Kind::Rewrap, &object, bytes, REWRAP_LEN_MAX).await
     }
 
     /// A rewrap at the source; why it is not to be copied.
@@ -84,23 +74,5 @@ impl Run<'_> {
             Err(FormatError::Version(_) | FormatError::Critical(_)) => Err(Unfit::Unknown),
             Err(e) => Err(Unfit::Damaged(format!("damaged at offset 0: {e}"))),
         })
-    }
-
-    async fn create_rewrap(&self, object: &Path, bytes: Bytes) -> Result<()> {
-        let len = bytes.len();
-        if !self.options.dry_run {
-            self.create(object, bytes).await?;
-            self.counters.add_transferred(len);
-        }
-        self.tally().copied(Kind::Rewrap, len as u64);
-        Ok(())
-    }
-
-    /// Creates a small object, which may have come to be meanwhile.
-    pub(super) async fn create(&self, object: &Path, bytes: Bytes) -> Result<()> {
-        match self.to.put_once(object, bytes.into()).await {
-            Err(e) if is_taken(&e) => Err(self.differs(object)),
-            done => done,
-        }
     }
 }

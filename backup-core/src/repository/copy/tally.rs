@@ -16,6 +16,8 @@ pub struct Copied {
     pub wal_files: Count,
     /// Data keys that were wrapped again.
     pub rewraps: Count,
+    /// Pins.
+    pub pins: Count,
     /// Backups without a manifest: going on at the source, or what is left of one that was interrupted.
     pub unfinished: u64,
     /// Objects of kinds that this release does not know, which were left alone.
@@ -57,12 +59,13 @@ pub(super) enum Kind {
     Backup,
     Wal,
     Rewrap,
+    Pin,
 }
 
 impl Copied {
     /// Bytes that were stored.
     pub fn bytes(&self) -> u64 {
-        self.backups.bytes + self.wal_files.bytes + self.rewraps.bytes
+        self.backups.bytes + self.wal_files.bytes + self.rewraps.bytes + self.pins.bytes
     }
 
     pub(super) fn copied(&mut self, kind: Kind, bytes: u64) {
@@ -94,6 +97,7 @@ impl Copied {
             Kind::Backup => &mut self.backups,
             Kind::Wal => &mut self.wal_files,
             Kind::Rewrap => &mut self.rewraps,
+            Kind::Pin => &mut self.pins,
         }
     }
 }

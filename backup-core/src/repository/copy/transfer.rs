@@ -10,7 +10,7 @@ use super::Run;
 use crate::error::{Error, Result, Stage};
 use crate::format::{FOOTER_LEN, VolumeEntry};
 use crate::repository::Repository;
-use crate::repository::verify::{VolumeCheck, Wanted, check_size, claimed, pieces_of, read_range};
+use crate::repository::verify::{Claim, VolumeCheck, Wanted, check_size, claimed, pieces_of, read_range};
 use crate::upload::{ObjectUpload, Part};
 
 /// Pieces of one volume on their way at once, as far as there is memory for them.
@@ -66,7 +66,7 @@ impl Run<'_> {
         repository: &Repository,
         object: &Path,
         bytes: u64,
-    ) -> Result<std::result::Result<VolumeEntry, String>> {
+    ) -> Result<std::result::Result<Claim, String>> {
         let start = bytes.saturating_sub(FOOTER_LEN as u64);
         if start == 0 {
             return Ok(Err("too short for a footer (offset 0)".to_owned()));

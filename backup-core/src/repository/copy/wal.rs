@@ -1,20 +1,22 @@
 //! Files of write-ahead log, and pieces of those that are still being received.
 
+mod needed;
+mod same;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use futures::{StreamExt, stream};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 
 use super::{Held, Kind, OBJECTS, Run};
-use crate::error::{Error, ErrorKind, Result, Stage};
-use crate::format::{ClusterEntry, VolumeEntry};
-use crate::postgres::wal::{Timeline, WalFile};
-use crate::repository::is_taken;
+use crate::error::{ErrorKind, Result, Stage};
+use crate::format::VolumeEntry;
+use crate::postgres::wal::WalFile;
 use crate::repository::layout::{TargetName, WalPath};
-use crate::repository::verify::{VolumeCheck, Wanted, claimed, read_range};
+use crate::repository::verify::{Claim, VolumeCheck, Wanted, claimed, read_range};
+use crate::repository::{Repository, is_taken};
 use crate::upload::ObjectUpload;
 use crate::wal_archive::kept::KeptName;
 use crate::wal_archive::{REFERENCE_LEN_MAX, Reference};
@@ -39,34 +41,6 @@ impl Run<'_> {
         self.each(objects, OBJECTS, |object| self.wal_object(target, held, object)).await
     }
 
-    /// The log that a backup needs and does not hold itself.
-    pub(super) async fn wal_needed_by(&self, target: &TargetName, cluster: &ClusterEntry) -> Result<()> {
-        let archive = target.wal_of(cluster.system_identifier);
-        let size = cluster.wal_segment_bytes;
-        let first = size.segment_at(cluster.timeline, cluster.start_lsn);
-        let needed = std::iter::successors(Some(first), |segment| segment.next(size));
-        let needed = needed.take_while(|segment| segment.start(size).is_some_and(|start| start < cluster.stop_lsn));
-        let history = Some(WalFile::History(cluster.timeline)).filter(|_| cluster.timeline != Timeline::FIRST);
-        let files = needed.map(WalFile::Segment).chain(history);
-        let held = &Held::list(self.to, &archive.timeline(cluster.timeline)).await?;
-        let work = |file: WalFile| {
-            let object = archive.file(file);
-            async move {
-                match self.from.store().head(&object).await {
-                    Ok(meta) => self.wal_object(target, held, meta).await,
-                    // It need never have been archived.
-                    Err(object_store::Error::NotFound { .. }) if matches!(file, WalFile::History(_)) => Ok(()),
-                    Err(object_store::Error::NotFound { .. }) => {
-                        self.problem(&object, "missing, and a backup cannot be restored without it (offset 0)");
-                        Ok(())
-                    }
-                    Err(e) => Err(self.from.error(e, "read", &object).at(Stage::Fetch)),
-                }
-            }
-        };
-        self.each(stream::iter(files).map(Ok), OBJECTS, work).await
-    }
-
     async fn wal_object(&self, target: &TargetName, held: &Held, object: ObjectMeta) -> Result<()> {
         let ObjectMeta { location: object, size: bytes, .. } = object;
         let Some(name) = KeptName::parse(target, &object) else {
@@ -81,18 +55,15 @@ impl Run<'_> {
             return Ok(());
         }
         if let Some(there) = held.size(&item.object) {
-            return self.same_or_not(&item, Some(there)).await;
+            return self.same_or_not(&item, there).await;
         }
         if bytes > REFERENCE_LEN_MAX as u64 {
             return self.volume(&item, None).await;
         }
-        match self.read_whole(&item.object, bytes).await? {
+        match self.read_whole(self.from, &item.object, bytes).await? {
             Ok(reference) if Reference::is_one(&reference) => self.referred_to(&item, reference).await,
             Ok(volume) => self.volume(&item, Some(volume)).await,
-            Err(problem) => {
-                self.problem(&item.object, problem);
-                Ok(())
-            }
+            Err(problem) => self.damaged_file(&item, &item.object, problem).await,
         }
     }
 
@@ -105,52 +76,6 @@ impl Run<'_> {
             Err(object_store::Error::NotFound { .. }) => Ok(false),
             Err(e) => Err(self.from.error(e, "read", &whole).at(Stage::Fetch)),
         }
-    }
-
-    /// Compares an object with the one that the destination has under its name, which has so many bytes if that is known.
-    async fn same_or_not(&self, item: &Item<'_>, there: Option<u64>) -> Result<()> {
-        if there == Some(item.bytes) {
-            let is_same = self.options.quick || {
-                let (ours, theirs) = tokio::try_join!(
-                    self.footer(self.from, &item.object, item.bytes),
-                    self.footer(self.to, &item.object, item.bytes)
-                )?;
-                matches!((ours, theirs), (Ok(ours), Ok(theirs)) if ours == theirs)
-            };
-            if is_same {
-                self.tally().same(Kind::Wal);
-                return Ok(());
-            }
-        }
-        self.same_file_or_not(item).await
-    }
-
-    /// The same, where one of them is a reference, or was sealed once more: two objects are of one file if it has the same BLAKE3 in both headers.
-    async fn same_file_or_not(&self, item: &Item<'_>) -> Result<()> {
-        let ours = match item.name.find(self.from, item.target).await {
-            Ok(Some(ours)) => ours,
-            // Removed meanwhile.
-            Ok(None) => return Ok(()),
-            Err(e) if e.kind() == ErrorKind::Integrity => {
-                self.problem(&item.object, e.in_one_line());
-                return Ok(());
-            }
-            Err(e) => return Err(e),
-        };
-        let theirs = match item.name.find(self.to, item.target).await {
-            Ok(Some(theirs)) => theirs,
-            Ok(None) => {
-                let message = format!("{} was there, and is gone", self.to.address(&item.object));
-                return Err(Error::new(ErrorKind::Unavailable, Stage::Upload, message).with_hint("try again"));
-            }
-            Err(e) if e.kind() == ErrorKind::Integrity => return Err(self.differs(&item.object).with_source(e)),
-            Err(e) => return Err(e),
-        };
-        if ours.header().plaintext != theirs.header().plaintext || theirs.wrong().await?.is_some() {
-            return Err(self.differs(&item.object));
-        }
-        self.tally().same(Kind::Wal);
-        Ok(())
     }
 
     /// A file whose volume lies elsewhere: that first, then the reference to it, both as they are.
@@ -168,19 +93,16 @@ impl Run<'_> {
         };
         let archive = item.name.archive(item.target);
         let large = archive.timeline(file.timeline()).join(read.object.as_str());
-        let entry = match self.footer(self.from, &large, read.bytes).await? {
+        let entry = match self.believed_footer(&large, read.bytes).await? {
             Ok(entry) => entry,
-            Err(problem) => {
-                self.problem(&large, problem);
-                return Ok(());
-            }
+            Err(problem) => return self.damaged_file(item, &large, problem).await,
         };
         if !self.options.dry_run {
             if !self.large_volume(item, &large, &large, &entry).await? {
                 return Ok(());
             }
             if !self.create_file(item, reference).await? {
-                return Ok(());
+                return self.same_file_or_not(item).await;
             }
         }
         self.tally().copied(Kind::Wal, read.bytes + item.bytes);
@@ -204,35 +126,40 @@ impl Run<'_> {
 
     /// One that is read and stored with a request each. Whether it was stored.
     async fn small_volume(&self, item: &Item<'_>, whole: Option<Bytes>) -> Result<bool> {
-        let _permit = self.budget.take(item.bytes).await?;
+        let permit = self.budget.take(item.bytes).await?;
         let bytes = match whole {
             Some(whole) => Ok(whole),
-            None => self.read_whole(&item.object, item.bytes).await?,
+            None => self.read_whole(self.from, &item.object, item.bytes).await?,
         };
         let wanted = Wanted::file(item.name.name(item.target));
         let proved = bytes.and_then(|bytes| {
-            let entry = claimed("", &bytes, item.bytes)?;
+            let entry = self.believed(&item.object, claimed("", &bytes, item.bytes)?)?;
             let mut check = VolumeCheck::new(&entry, Some(&wanted));
             check.add(&bytes)?;
             check.finish().map(|()| bytes)
         });
-        match proved {
-            Ok(bytes) => {
-                let len = bytes.len();
-                let stored = self.create_file(item, bytes).await?;
-                self.counters.add_transferred(if stored { len } else { 0 });
-                Ok(stored)
-            }
+        let bytes = match proved {
+            Ok(bytes) => bytes,
             Err(problem) => {
                 self.damaged_file(item, &item.object, problem).await?;
-                Ok(false)
+                return Ok(false);
             }
+        };
+        let len = bytes.len();
+        let stored = self.create_file(item, bytes).await?;
+        // To compare what is there takes memory, too.
+        drop(permit);
+        if !stored {
+            self.same_file_or_not(item).await?;
+            return Ok(false);
         }
+        self.counters.add_transferred(len);
+        Ok(true)
     }
 
     /// A larger one. Whether it was stored.
     async fn volume_in_parts(&self, item: &Item<'_>) -> Result<bool> {
-        let entry = match self.footer(self.from, &item.object, item.bytes).await? {
+        let entry = match self.believed_footer(&item.object, item.bytes).await? {
             Ok(entry) => entry,
             Err(problem) => {
                 self.damaged_file(item, &item.object, problem).await?;
@@ -251,14 +178,19 @@ impl Run<'_> {
         }
         let object = large.filename().unwrap_or_default().to_owned();
         let reference = Reference { object, bytes: entry.bytes, critical: Vec::new() };
-        self.create_file(item, reference.encode().into()).await
+        if !self.create_file(item, reference.encode().into()).await? {
+            self.same_file_or_not(item).await?;
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     /// Sends the volume `source` to `object`, unless it is there already. Whether it is there then.
     async fn large_volume(&self, item: &Item<'_>, source: &Path, object: &Path, entry: &VolumeEntry) -> Result<bool> {
         if let Some(bytes) = item.held.size(object) {
             let theirs = self.footer(self.to, object, bytes).await?;
-            let is_same = theirs.is_ok_and(|theirs| (theirs.digest, theirs.bytes) == (entry.digest, entry.bytes));
+            let is_same =
+                theirs.is_ok_and(|theirs| (theirs.entry.digest, theirs.entry.bytes) == (entry.digest, entry.bytes));
             return if is_same { Ok(true) } else { Err(self.differs(object)) };
         }
         let wanted = Wanted::file(item.name.name(item.target));
@@ -289,25 +221,42 @@ impl Run<'_> {
     async fn create_file(&self, item: &Item<'_>, bytes: Bytes) -> Result<bool> {
         match self.to.put_once(&item.object, bytes.into()).await {
             Ok(()) => Ok(true),
-            Err(e) if is_taken(&e) => self.same_file_or_not(item).await.map(|()| false),
+            Err(e) if is_taken(&e) => Ok(false),
             Err(e) => Err(e),
+        }
+    }
+
+    /// What the footer of a volume at the source says of it, if it can be believed.
+    async fn believed_footer(&self, object: &Path, bytes: u64) -> Result<std::result::Result<VolumeEntry, String>> {
+        Ok(self.footer(self.from, object, bytes).await?.and_then(|claim| self.believed(object, claim)))
+    }
+
+    /// What a volume at the source says of itself, if somebody who is trusted has signed it. No manifest vouches for a file of log, and what is stored
+    /// once under its name keeps the genuine one away for ever.
+    fn believed(&self, object: &Path, claim: Claim) -> std::result::Result<VolumeEntry, String> {
+        match self.from.check_signer(object, claim.signer) {
+            Ok(()) => Ok(claim.entry),
+            Err(e) => Err(e.in_one_line()),
         }
     }
 
     /// Remembers what is wrong with a file, if it is there still.
     async fn damaged_file(&self, item: &Item<'_>, object: &Path, problem: String) -> Result<()> {
-        match self.from.store().head(&item.object).await {
-            Ok(_) => self.problem(object, problem),
-            Err(object_store::Error::NotFound { .. }) => {}
-            Err(e) => return Err(self.from.error(e, "read", &item.object).at(Stage::Fetch)),
+        if self.from.still_has(&item.object).await? {
+            self.problem(object, problem);
         }
         Ok(())
     }
 
-    async fn read_whole(&self, object: &Path, bytes: u64) -> Result<std::result::Result<Bytes, String>> {
+    async fn read_whole(
+        &self,
+        repository: &Repository,
+        object: &Path,
+        bytes: u64,
+    ) -> Result<std::result::Result<Bytes, String>> {
         if bytes == 0 {
             return Ok(Ok(Bytes::new()));
         }
-        read_range(self.from, object, 0..bytes, bytes, &self.budget).await
+        read_range(repository, object, 0..bytes, bytes, &self.budget).await
     }
 }

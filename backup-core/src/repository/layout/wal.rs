@@ -133,6 +133,13 @@ impl WalPath {
         (random.len() == 32 && digits(random)).then(|| file.parse().ok())?
     }
 
+    /// The object that refers to a large file, by the path of that one; `None` when it is something else.
+    pub fn reference_to(object: &Path) -> Option<Path> {
+        let (folder, name) = object.as_ref().rsplit_once('/')?;
+        let file = Self::parse_large_file(name)?;
+        Some(Path::from(format!("{folder}/{file}{VOLUME_SUFFIX}")))
+    }
+
     /// The segment that an object holds a piece of, by its path, and which; `None` when it is something else.
     pub fn parse_tail(object: &Path) -> Option<(SegmentName, TailPiece)> {
         let mut parts = object.as_ref().rsplit('/');

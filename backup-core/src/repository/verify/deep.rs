@@ -22,7 +22,7 @@ const DATA: &str = "data";
 /// all that it needs.
 ///
 /// Finds every chunk that is damaged, and every file that is not as it should be. Errors mean that the verification could not be done: no identity
-/// opens the backup, the store cannot be reached. Not cancel safe; cancel with `cancel`.
+/// opens the backup, the store cannot be reached; `NotFound`, that it was removed meanwhile. Not cancel safe; cancel with `cancel`.
 pub async fn deep(
     repository: &Repository,
     path: &BackupPath,
@@ -33,7 +33,10 @@ pub async fn deep(
     let mut found = Verification { objects: 1, ..Verification::default() };
     let backup = match OpenBackup::open(repository, path, identities).await {
         Ok(backup) => backup,
-        Err(e) => return found.finding_or_error(path.prefix().to_string(), e).map(|()| found),
+        Err(e) => {
+            found.finding_or_error(path.prefix().to_string(), e)?;
+            return found.unless_removed(repository, path).await;
+        }
     };
     let mut known = Vec::new();
     if backup.manifest().kind == Kind::BaseBackup {
@@ -56,7 +59,7 @@ pub async fn deep(
         };
         found.stream(&backup, stream, result.map(drop), limits, cancel).await?;
     }
-    Ok(found)
+    found.unless_removed(repository, path).await
 }
 
 impl Verification {

@@ -1,6 +1,7 @@
 //! What a volume says of itself, compared with its bytes as they come by, in order. No I/O.
 
 use crate::encrypt::TAG_LEN;
+use crate::encrypt::signature::Signer;
 use crate::format::{
     FOOTER_LEN, Flag, Footer, FormatError, HEADER_LEN_MAX, Manifest, ObjectName, PREFIX_LEN, Preamble, SeekTable,
     StreamEntry, VolumeEntry, WORD_LEN, Word, header_len,
@@ -160,10 +161,19 @@ impl<'a> VolumeCheck<'a> {
     }
 }
 
-/// What the last bytes of an object of `bytes` bytes say of it, which nothing proves.
-pub(crate) fn claimed(path: &str, tail: &[u8], bytes: u64) -> Result<VolumeEntry, String> {
+/// What a volume says of itself, which nothing proves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Claim {
+    pub(crate) entry: VolumeEntry,
+    /// Who signed it.
+    pub(crate) signer: Option<Signer>,
+}
+
+/// What the last bytes of an object of `bytes` bytes say of it.
+pub(crate) fn claimed(path: &str, tail: &[u8], bytes: u64) -> Result<Claim, String> {
     let footer = tail.last_chunk::<FOOTER_LEN>().ok_or("too short for a footer (offset 0)")?;
     let at = bytes.saturating_sub(FOOTER_LEN as u64);
     let footer = Footer::decode(footer, bytes).map_err(|e| format!("damaged at offset {at}: {e}"))?;
-    Ok(VolumeEntry { path: path.to_owned(), bytes, chunks: footer.chunks, digest: footer.digest })
+    let entry = VolumeEntry { path: path.to_owned(), bytes, chunks: footer.chunks, digest: footer.digest };
+    Ok(Claim { entry, signer: footer.signed_by() })
 }
