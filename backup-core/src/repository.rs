@@ -31,6 +31,7 @@ pub(crate) mod s3;
 mod sealed;
 mod several;
 mod trust;
+mod uploads;
 pub mod usage;
 pub mod verify;
 
@@ -49,6 +50,7 @@ use crate::encrypt::signature::Signer;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use document::Document;
 use location::Connection;
+use uploads::Uploads;
 
 pub use azure::AzureOptions;
 pub(crate) use budget::ByteBudget;
@@ -74,6 +76,7 @@ pub struct Repository {
     conditional_put: bool,
     publishes_once: bool,
     directory: Option<Arc<FilePath>>,
+    uploads: Option<Arc<Uploads>>,
     trusted: Arc<[Signer]>,
     /// All that are read through `store`, where it reads from several.
     sources: Option<Arc<fall_over::Sources>>,
@@ -145,6 +148,7 @@ impl Repository {
             conditional_put: document.conditional_put(),
             publishes_once: connection.publishes_once,
             directory: location.as_directory().map(Arc::from),
+            uploads: connection.uploads.map(Arc::new),
             trusted: location.trusted().into(),
             sources: None,
         }

@@ -6,6 +6,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use backup_tests::decoder::interpreter;
 use backup_tests::host::{Host, Run};
+use object_store::aws::AmazonS3Builder;
+use object_store::multipart::MultipartStore;
 
 use crate::BACKUP;
 
@@ -52,6 +54,24 @@ impl Store {
     fn enforce(&mut self) {
         self.input.as_mut().unwrap().write_all(b"now\n").unwrap();
         assert_eq!(self.line(), "enforced");
+    }
+
+    /// Begins an upload with the keys of a role, and does not complete it.
+    fn begin_upload(&self, role: &str, object: &str) {
+        let [id, secret] = [0, 1].map(|i| self.keys[role][i].as_str().expect("keys").to_owned());
+        // No TLS is spoken here, but no client is built without it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = AmazonS3Builder::new()
+            .with_bucket_name("backups")
+            .with_endpoint(&self.address)
+            .with_allow_http(true)
+            .with_access_key_id(id)
+            .with_secret_access_key(secret)
+            .build()
+            .expect("a client");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let object = format!("db1/{object}").into();
+        runtime.block_on(client.create_multipart(&object)).expect("it may");
     }
 
     /// The program with the keys of a role.
@@ -102,8 +122,13 @@ fn each_role_can_do_its_work_and_is_denied_the_rest() {
     by("auditor", &["restore", "app", "--to-stdout"]).succeeded().saying("this run is not recorded");
 
     by("pruner", &["list"]).succeeded();
-    let pruned = by("pruner", &["prune"]).succeeded();
+    // What a killed run left; to moto it is old.
+    let upload = "20260101T000000Z-abcdefghijklmnop/data.00000.vol";
+    store.begin_upload("writer", &format!("app/backups/{upload}"));
+    by("auditor", &["prune", "--dry-run"]).succeeded().saying("unfinished uploads are left alone");
+    let pruned = by("pruner", &["prune"]).succeeded().saying("1 unfinished uploads aborted");
     assert!(!pruned.stderr.contains("warning"), "{pruned}");
+    by("pruner", &["prune"]).succeeded();
     by("pruner", &["pin", &id, "--reason", "x"]).failed(2).saying("403");
     // Who may create may replace, and a pin that is over would take the place of one that holds.
     by("writer", &["pin", &id, "--reason", "x"]).failed(2).saying("403");

@@ -17,6 +17,7 @@ use crate::BACKUP;
 use crate::recovery::documented;
 
 mod repositories;
+mod uploads;
 
 /// Makes all of a repository older than the grace.
 fn age(repository: &Path) {

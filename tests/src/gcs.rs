@@ -3,6 +3,9 @@
 //! Beneath is the S3 server of this process, whose requests Google's interface shares: multipart uploads, ranges, listings. Bearer tokens take
 //! the place of signatures, `x-goog-if-generation-match: 0` that of `If-None-Match: *`, and objects have generations.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use hyper::header::{AUTHORIZATION, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
 use hyper::{Request, Response, StatusCode};
 
@@ -28,6 +31,21 @@ impl Gcs {
     /// `http://127.0.0.1:port`.
     pub fn endpoint(&self) -> String {
         self.beneath.endpoint()
+    }
+
+    /// Begins an upload into the bucket, and does not complete it.
+    ///
+    /// # Panics
+    /// When the server does not let it.
+    pub fn begin_upload(&self, key: &str) {
+        let mut stream = TcpStream::connect(self.beneath.address()).expect("it listens");
+        let request = format!(
+            "POST /{BUCKET}/{key}?uploads HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).expect("it can be asked");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
 
     /// Makes `host` a client, with credentials, and its repository a prefix of the bucket.

@@ -21,5 +21,6 @@ pub mod site;
 pub mod softhsm;
 pub mod sts;
 pub mod tls;
+mod uploads;
 pub mod volume;
 pub mod wal;

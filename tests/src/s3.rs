@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -31,6 +31,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::gcs;
 use crate::host::{Host, files_below};
 use crate::sts::{SESSION_ACCESS_KEY, SESSION_SECRET_KEY, SESSION_TOKEN};
+use crate::uploads::{self, ListUploads};
 
 /// The bucket that every server begins with.
 pub const BUCKET: &str = "backups";
@@ -201,6 +202,7 @@ impl S3 {
             service.set_auth(auth);
         }
         service.set_host(BucketInHost);
+        service.set_route(ListUploads { root: root.path().to_owned(), google });
         let (service, shared) =
             (service.build(), Arc::new(Shared { root: root.path().to_owned(), google, ..Shared::default() }));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -272,6 +274,16 @@ impl S3 {
     /// What is left of multipart uploads that were neither completed nor aborted.
     pub fn unfinished(&self) -> Vec<String> {
         files_below(self.root.path()).into_iter().filter(|name| name.starts_with(".upload")).collect()
+    }
+
+    /// The objects that these uploads would become.
+    pub fn uploads(&self) -> Vec<String> {
+        uploads::keys(self.root.path())
+    }
+
+    /// Makes them all as old as if they had been begun then.
+    pub fn age_uploads(&self, begun: SystemTime) {
+        uploads::age(self.root.path(), begun);
     }
 
     /// All requests since the start or the last call.

@@ -103,4 +103,13 @@ fn summarise(app: &App, report: &Report, dry_run: bool) {
     }
     let Removed { objects, bytes: freed } = report.removed;
     app.output.note(format!("{} in {objects} objects {would}freed", bytes(freed)));
+    if report.uploads.aborted > 0 {
+        app.output.note(format!(
+            "{} unfinished uploads {would}aborted, of sizes that the store does not tell",
+            report.uploads.aborted
+        ));
+    }
+    if let Some(why) = &report.uploads.refused {
+        app.output.note(format!("unfinished uploads are left alone: {why}"));
+    }
 }

@@ -50,6 +50,11 @@ pub(super) fn is_not_implemented(error: &object_store::Error) -> bool {
         || Failure::of(error).status == Some(501)
 }
 
+/// Whether the same request may do later.
+pub(super) fn is_passing(error: &object_store::Error) -> bool {
+    Failure::of(error).judge(error).0 == ErrorKind::Unavailable
+}
+
 /// The parts of an object store's error that tell what happened.
 #[derive(Debug, Default)]
 struct Failure {

@@ -1,12 +1,15 @@
 //! Google Cloud Storage, by its XML interface.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder, GoogleConfigKey as Key};
+use url::Url;
 
 use super::endpoint::{Endpoint, parse_endpoint};
 use super::environment::Environment;
 use super::storage_error;
+use super::uploads::{Access, Uploads};
 use crate::error::{Error, Result};
 use crate::http::{self, Connector, HttpOptions};
 
@@ -22,11 +25,10 @@ pub struct GcsOptions {
     pub storage_class: Option<String>,
 }
 
-const GCS: Endpoint = Endpoint {
-    of: "Google Cloud Storage",
-    example: "https://storage.googleapis.com",
-    credentials: "GOOGLE_APPLICATION_CREDENTIALS",
-};
+const GOOGLE: &str = "https://storage.googleapis.com";
+
+const GCS: Endpoint =
+    Endpoint { of: "Google Cloud Storage", example: GOOGLE, credentials: "GOOGLE_APPLICATION_CREDENTIALS" };
 
 /// Variables that are taken as they are.
 const VARIABLES: [(&str, Key); 6] = [
@@ -38,15 +40,23 @@ const VARIABLES: [(&str, Key); 6] = [
     ("GOOGLE_BASE_URL", Key::BaseUrl),
 ];
 
-/// A client for `bucket`. No request is made.
+/// A client for `bucket`, and what lists the uploads into it. No request is made.
 pub(super) fn connect(
     bucket: &str,
     options: &GcsOptions,
     http: &HttpOptions,
     environment: &Environment,
-) -> Result<GoogleCloudStorage> {
-    let builder = builder(bucket, options, environment)?.with_http_connector(Connector::new(http, None)?);
-    builder.build().map_err(|e| storage_error(e, format!("cannot set up gs://{bucket}")))
+) -> Result<(GoogleCloudStorage, Uploads)> {
+    let connector = Connector::new(http, None)?;
+    let builder = builder(bucket, options, environment)?.with_http_connector(connector.clone());
+    let endpoint = builder.get_config_value(&Key::BaseUrl).unwrap_or_else(|| GOOGLE.to_owned());
+    let failed = |e| storage_error(e, format!("cannot set up gs://{bucket}"));
+    let store = builder.build().map_err(failed)?;
+    let url = Url::parse(&format!("{endpoint}/{bucket}"))
+        .map_err(|e| Error::config(format!("cannot set up gs://{bucket}")).with_source(e))?;
+    let access = Access::Google(Arc::clone(store.credentials()));
+    let uploads = Uploads::new(store.clone(), connector, url, access);
+    Ok((store, uploads))
 }
 
 fn builder(bucket: &str, options: &GcsOptions, environment: &Environment) -> Result<GoogleCloudStorageBuilder> {

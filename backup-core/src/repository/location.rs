@@ -18,6 +18,7 @@ use super::local::LocalStore;
 use super::remote::{RemoteStore, check_storage_class};
 use super::s3::{self, S3Options};
 use super::storage_error;
+use super::uploads::Uploads;
 use crate::durable;
 use crate::encrypt::signature::Signer;
 use crate::error::{Error, ErrorKind, Result, Stage};
@@ -64,12 +65,14 @@ pub(super) struct Connection {
     pub(super) part_bytes: usize,
     /// Whether completing a multipart upload replaces nothing.
     pub(super) publishes_once: bool,
+    /// Uploads that nobody completed, where the store keeps them and is asked for them.
+    pub(super) uploads: Option<Uploads>,
 }
 
 impl Connection {
     fn remote(store: impl ObjectStore, storage_class: Option<&str>, part_bytes: usize) -> Self {
         let store = Arc::new(RemoteStore::new(store, storage_class.map(str::to_owned)));
-        Self { store, part_bytes, publishes_once: false }
+        Self { store, part_bytes, publishes_once: false, uploads: None }
     }
 
     fn bucket(store: impl ObjectStore, prefix: &Path, storage_class: Option<&str>) -> Self {
@@ -77,6 +80,10 @@ impl Connection {
             return Self::remote(store, storage_class, REMOTE_PART_BYTES);
         }
         Self::remote(PrefixStore::new(store, prefix.clone()), storage_class, REMOTE_PART_BYTES)
+    }
+
+    fn with_uploads(self, uploads: Uploads, prefix: &Path) -> Self {
+        Self { uploads: Some(uploads.below(prefix)), ..self }
     }
 }
 
@@ -177,7 +184,12 @@ impl Location {
                 }?;
                 let store = LocalStore::open(path)
                     .map_err(|e| storage_error(e, format!("cannot open {}", path.display())).at(Stage::Setup))?;
-                Ok(Connection { store: Arc::new(store), part_bytes: LOCAL_PART_BYTES, publishes_once: true })
+                Ok(Connection {
+                    store: Arc::new(store),
+                    part_bytes: LOCAL_PART_BYTES,
+                    publishes_once: true,
+                    uploads: None,
+                })
             }
             Place::Bucket { bucket, prefix, provider } => {
                 self.connect_bucket(bucket, prefix, provider).map_err(|e| e.at(Stage::Setup))
@@ -196,13 +208,15 @@ impl Location {
         class.map(check_storage_class).transpose()?;
         Ok(match provider {
             Provider::S3(options) => {
-                Connection::bucket(s3::connect(bucket, options, http, &environment)?, prefix, class)
+                let (store, uploads) = s3::connect(bucket, options, http, &environment)?;
+                Connection::bucket(store, prefix, class).with_uploads(uploads, prefix)
             }
             Provider::Azure(options) => {
                 Connection::bucket(azure::connect(bucket, options, http, &environment)?, prefix, class)
             }
             Provider::Gcs(options) => {
-                Connection::bucket(gcs::connect(bucket, options, http, &environment)?, prefix, class)
+                let (store, uploads) = gcs::connect(bucket, options, http, &environment)?;
+                Connection::bucket(store, prefix, class).with_uploads(uploads, prefix)
             }
         })
     }

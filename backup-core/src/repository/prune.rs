@@ -15,6 +15,7 @@ mod remove;
 mod report;
 #[cfg(test)]
 mod tests;
+mod uploads;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,7 +33,9 @@ use clocks::Clocks;
 use gather::{Holdings, Unfinished};
 use remove::Remover;
 
-pub use report::{BackupReport, Problem, Removed, Report, TargetReport, UnfinishedReport, WalFate, WalReport};
+pub use report::{
+    BackupReport, Problem, Removed, Report, TargetReport, UnfinishedReport, UploadsReport, WalFate, WalReport,
+};
 
 /// Bytes of a run that has not ended.
 pub(super) async fn unfinished_size(repository: &Repository, path: BackupPath) -> Result<u64> {
@@ -133,6 +136,7 @@ impl Prune {
             }
         }
         self.sweep_staging(clocks, &remover, &mut report).await;
+        report.uploads = uploads::sweep(self, clocks.store_before(self.grace), &remover).await;
         (report.removed, report.problems, report.problem_count) = remover.into_totals();
         Ok(report)
     }

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::str::FromStr;
-#[cfg(feature = "kms")]
 use std::sync::Arc;
 
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey as Key, Checksum};
@@ -12,6 +11,7 @@ use super::aws_profile::Profile;
 use super::endpoint::{Endpoint, parse_endpoint};
 use super::environment::Environment;
 use super::storage_error;
+use super::uploads::{Access, Uploads};
 use crate::error::{Error, Result};
 use crate::http::{self, Connector, HttpOptions};
 
@@ -141,16 +141,50 @@ const S3: Endpoint = Endpoint {
     credentials: "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
 };
 
-/// A client for `bucket`. No request is made.
+/// A client for `bucket`, and what lists the uploads into it. No request is made.
 pub(super) fn connect(
     bucket: &str,
     options: &S3Options,
     http: &HttpOptions,
     environment: &Environment,
-) -> Result<AmazonS3> {
+) -> Result<(AmazonS3, Uploads)> {
     let connector = Connector::new(http, environment.get("AWS_CA_BUNDLE").map(String::as_str))?;
-    let builder = builder(bucket, options, environment)?.with_http_connector(connector);
-    builder.build().map_err(|e| storage_error(e, format!("cannot set up s3://{bucket}")))
+    let builder = builder(bucket, options, environment)?.with_http_connector(connector.clone());
+    let failed = |e| storage_error(e, format!("cannot set up s3://{bucket}"));
+    let store = builder.clone().build().map_err(failed)?;
+    let uploads = uploads(bucket, &builder, &store, connector)?;
+    Ok((store, uploads))
+}
+
+/// The uploads into `bucket`, asked for as `store`, which `builder` built, asks for everything else.
+fn uploads(bucket: &str, builder: &AmazonS3Builder, store: &AmazonS3, connector: Connector) -> Result<Uploads> {
+    let is_set = |key| builder.get_config_value(&key).as_deref() == Some("true");
+    let access = if is_set(Key::SkipSignature) {
+        Access::Anonymous
+    } else {
+        Access::Aws {
+            credentials: Arc::clone(store.credentials()),
+            region: region_of(builder),
+            request_payer: is_set(Key::RequestPayer),
+        }
+    };
+    Ok(Uploads::new(store.clone(), connector, bucket_url(bucket, builder)?, access))
+}
+
+fn region_of(builder: &AmazonS3Builder) -> String {
+    builder.get_config_value(&Key::Region).unwrap_or_else(|| "us-east-1".to_owned())
+}
+
+/// Where the client that `builder` builds has the bucket; it does not tell. A test compares.
+fn bucket_url(bucket: &str, builder: &AmazonS3Builder) -> Result<Url> {
+    let in_host = builder.get_config_value(&Key::VirtualHostedStyleRequest).as_deref() == Some("true");
+    let url = match (builder.get_config_value(&Key::S3Endpoint), in_host) {
+        (Some(endpoint), true) => endpoint,
+        (Some(endpoint), false) => format!("{endpoint}/{bucket}"),
+        (None, true) => format!("https://{bucket}.s3.{}.amazonaws.com", region_of(builder)),
+        (None, false) => format!("https://s3.{}.amazonaws.com/{bucket}", region_of(builder)),
+    };
+    Url::parse(&url).map_err(|e| Error::config(format!("cannot set up s3://{bucket}")).with_source(e))
 }
 
 /// Variables that are taken as they are; of no other does the client learn, whatever names it has for its settings. They are for every store but one
@@ -285,7 +319,7 @@ pub(crate) fn credentials(
 ) -> Result<(object_store::aws::AwsCredentialProvider, Option<String>)> {
     let options = S3Options { region: Some(region.to_owned()), ..S3Options::default() };
     // The name of a bucket is needed, and takes no part in it.
-    let store = connect("credentials", &options, http, environment)?;
+    let (store, _) = connect("credentials", &options, http, environment)?;
     let profile = Profile::load(|name| environment.get(name).cloned())?;
     Ok((Arc::clone(store.credentials()), profile.endpoint))
 }

@@ -14,6 +14,7 @@ pub(super) struct Document<'a> {
     dry_run: bool,
     removed: Size,
     staging: Size,
+    uploads: Uploads<'a>,
     targets: Vec<Target<'a>>,
     problems: Vec<Problem<'a>>,
     problem_count: u64,
@@ -23,6 +24,12 @@ pub(super) struct Document<'a> {
 struct Size {
     objects: u64,
     bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Uploads<'a> {
+    aborted: u64,
+    refused: Option<&'a str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -91,6 +98,7 @@ pub(super) fn of<'a>(repository: &'a Repository, report: &'a Report, dry_run: bo
         dry_run,
         removed: report.removed.into(),
         staging: report.staging.into(),
+        uploads: Uploads { aborted: report.uploads.aborted, refused: report.uploads.refused.as_deref() },
         targets: report.targets.iter().map(of_target).collect(),
         problems: report.problems.iter().map(|p| Problem { object: &p.object, problem: &p.problem }).collect(),
         problem_count: report.problem_count,

@@ -34,12 +34,24 @@ pub struct Report {
     pub targets: Vec<TargetReport>,
     /// Files of uploads into a local directory that were never completed.
     pub staging: Removed,
+    /// Multipart uploads into a bucket that were never completed.
+    pub uploads: UploadsReport,
     /// All that was removed.
     pub removed: Removed,
     /// What could not be done: at most 100.
     pub problems: Vec<Problem>,
     /// How many there are.
     pub problem_count: u64,
+}
+
+/// Multipart uploads that nobody will complete.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct UploadsReport {
+    /// How many were aborted. How much they took no store says.
+    pub aborted: u64,
+    /// Why the others are left, when the store refuses to list or to abort them.
+    pub refused: Option<String>,
 }
 
 /// What could not be done.

@@ -22,6 +22,7 @@ use crate::repository::runs::Who;
 mod beside;
 mod log;
 mod store;
+mod uploads;
 
 use store::{Shared, TestStore};
 

@@ -119,3 +119,27 @@ fn variables_that_nobody_documents_change_nothing() {
     assert_eq!(value(&S3Options::default(), &region, Key::Region).as_deref(), Some("eu-1"));
     assert_eq!(value(&S3Options::default(), &region[1..], Key::Region).as_deref(), Some("us-9"));
 }
+
+#[tokio::test]
+async fn uploads_are_asked_for_where_the_store_has_the_bucket() {
+    use object_store::signer::Signer;
+
+    let endpoint = Some("https://s3.example:9000/".to_owned());
+    for (bucket, endpoint, path_style, region) in [
+        ("bucket", None, None, None),
+        ("bucket", None, Some(true), Some("eu-1")),
+        ("with.dots", None, None, None),
+        ("bucket", endpoint.clone(), None, None),
+        ("bucket", endpoint, Some(false), None),
+    ] {
+        let options = S3Options { endpoint, path_style, region: region.map(str::to_owned), ..S3Options::default() };
+        let builder = builder(bucket, &options, &with(&KEYS)).unwrap();
+        let (store, _) = connect(bucket, &options, &HttpOptions::default(), &with(&KEYS)).unwrap();
+        let path = object_store::path::Path::from("x");
+        let signed = store.signed_url("GET".parse().unwrap(), &path, std::time::Duration::from_secs(60)).await.unwrap();
+        let url = bucket_url(bucket, &builder).unwrap();
+        assert_eq!(format!("{}/x", url.as_str().trim_end_matches('/')), signed.as_str().split('?').next().unwrap());
+        let scope = format!("%2F{}%2Fs3%2Faws4_request", region_of(&builder));
+        assert!(signed.as_str().contains(&scope), "{signed}");
+    }
+}
