@@ -1,6 +1,6 @@
 //! An S3 server in this process, on a port of its own: it checks signatures and conditions, remembers requests, and fails on demand.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -9,17 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use futures::{StreamExt, stream};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::{Frame, Incoming};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::header::{CONTENT_LENGTH, HOST, HeaderMap, IF_NONE_MATCH, RANGE};
-use hyper::http::response::Parts;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use object_store::aws::{AwsAuthorizer, AwsCredential};
-use object_store::client::HttpRequestBody;
 use s3s::auth::SimpleAuth;
 use s3s::host::{S3Host, VirtualHost};
 use s3s::service::{S3Service, S3ServiceBuilder};
@@ -32,6 +28,13 @@ use crate::gcs;
 use crate::host::{Host, files_below};
 use crate::sts::{SESSION_ACCESS_KEY, SESSION_SECRET_KEY, SESSION_TOKEN};
 use crate::uploads::{self, ListUploads};
+
+mod client;
+mod faults;
+
+pub use client::{ask, ask_with, make_bucket, serve_at};
+pub use faults::{Fault, Rule};
+use faults::{corrupted, reset, slow, truncated};
 
 /// The bucket that every server begins with.
 pub const BUCKET: &str = "backups";
@@ -93,91 +96,6 @@ impl Recorded {
     /// Whether it brings a part of a multipart upload.
     pub fn is_part(&self) -> bool {
         self.method == "PUT" && self.target.contains("partNumber=")
-    }
-}
-
-/// What goes wrong with a request.
-#[derive(Debug, Clone, Copy)]
-pub enum Fault {
-    /// It is answered with this status, and not performed.
-    Status(u16),
-    /// The connection is reset, and it is not performed.
-    Reset,
-    /// It is performed, and the connection is reset instead of an answer.
-    LoseAnswer,
-    /// It is performed; the answer comes after so long.
-    AnswerLate(Duration),
-    /// It is performed; the answer ends in the middle of its body.
-    Truncate,
-    /// It is performed; one byte in the middle of the answer's body is another.
-    Corrupt,
-    /// It is performed; the answer's body takes this long.
-    Slow(Duration),
-    /// It is performed after so long.
-    Delay(Duration),
-    /// It is performed when its body has come at so many bytes a second, all such requests taken together.
-    Throttle(u64),
-    /// Its condition is ignored: what exists is replaced.
-    IgnoreCondition,
-}
-
-/// Which requests go wrong, and how.
-#[derive(Debug, Clone)]
-pub struct Rule {
-    fault: Fault,
-    method: &'static str,
-    contains: String,
-    skip: usize,
-    times: usize,
-    struck: usize,
-    /// One of so many is struck, at random.
-    one_in: u64,
-    random: u64,
-}
-
-impl Rule {
-    /// Every request whose method is `method` and whose path or query contains `contains` goes wrong.
-    pub fn new(fault: Fault, method: &'static str, contains: impl Into<String>) -> Self {
-        Self { fault, method, contains: contains.into(), skip: 0, times: usize::MAX, struck: 0, one_in: 1, random: 1 }
-    }
-
-    /// Not the first `n` of them.
-    #[must_use]
-    pub fn after(mut self, n: usize) -> Self {
-        self.skip = n;
-        self
-    }
-
-    /// Only so many.
-    #[must_use]
-    pub fn times(mut self, n: usize) -> Self {
-        self.times = n;
-        self
-    }
-
-    /// Only one of `n`, at random but the same in every run.
-    #[must_use]
-    pub fn one_in(mut self, n: u64) -> Self {
-        self.one_in = n;
-        self
-    }
-
-    fn strikes(&mut self, request: &Recorded) -> bool {
-        if request.method != self.method || !request.target.contains(&self.contains) || self.times == 0 {
-            return false;
-        }
-        if self.skip > 0 {
-            self.skip -= 1;
-            return false;
-        }
-        // Knuth's MMIX; its high bits are good.
-        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        if !(self.random >> 33).is_multiple_of(self.one_in) {
-            return false;
-        }
-        self.times -= 1;
-        self.struck += 1;
-        true
     }
 }
 
@@ -457,66 +375,6 @@ fn refused(status: u16, code: &str, why: &str) -> io::Result<Response<Body>> {
     Response::builder().status(status).body(whole(body.into())).map_err(io::Error::other)
 }
 
-/// Makes `host` a client of an S3 server, with credentials, and its repository a prefix of `bucket`.
-pub fn serve_at(endpoint: &str, bucket: &str, host: &mut Host) {
-    host.set("BACKUP_REPO", format!("s3://{bucket}/some/prefix"));
-    host.set("AWS_ENDPOINT_URL", endpoint);
-    host.set("AWS_ACCESS_KEY_ID", ACCESS_KEY);
-    host.set("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
-    host.set("AWS_REGION", "us-east-1");
-    host.set("AWS_EC2_METADATA_DISABLED", "true");
-}
-
-/// Makes a bucket; whether the server made it. It may not listen yet.
-pub fn make_bucket(server: SocketAddr, bucket: &str) -> bool {
-    ask(server, "PUT", &format!("/{bucket}")).is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
-}
-
-/// Makes a signed request without a body; all that is answered.
-///
-/// # Errors
-/// When nobody answers.
-///
-/// # Panics
-/// When it cannot be signed.
-pub fn ask(server: SocketAddr, method: &str, target: &str) -> io::Result<String> {
-    ask_with(server, method, target, &[], "")
-}
-
-/// The same with headers and a body.
-///
-/// # Errors
-/// When nobody answers.
-///
-/// # Panics
-/// When it cannot be signed.
-pub fn ask_with(
-    server: SocketAddr,
-    method: &str,
-    target: &str,
-    headers: &[(&str, &str)],
-    body: &str,
-) -> io::Result<String> {
-    let credential = AwsCredential { key_id: ACCESS_KEY.to_owned(), secret_key: SECRET_KEY.to_owned(), token: None };
-    let request = Request::builder().method(method).uri(format!("http://{server}{target}"));
-    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
-    let mut request = request.body(HttpRequestBody::from(body.to_owned())).expect("a request");
-    AwsAuthorizer::new(&credential, "s3", "us-east-1").try_authorize(&mut request, None).expect("it can be signed");
-    let len = body.len();
-    let mut text = format!("{method} {target} HTTP/1.1\r\nConnection: close\r\nContent-Length: {len}\r\n");
-    if !request.headers().contains_key(HOST) {
-        text += &format!("Host: {server}\r\n");
-    }
-    for (name, value) in request.headers() {
-        text += &format!("{name}: {}\r\n", value.to_str().expect("text"));
-    }
-    let mut stream = std::net::TcpStream::connect(server)?;
-    stream.write_all(format!("{text}\r\n{body}").as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
-}
-
 /// Whether a request is signed with the session's key.
 fn uses_session(headers: &HeaderMap) -> bool {
     let authorization = headers.get("authorization").and_then(|value| value.to_str().ok());
@@ -561,53 +419,6 @@ async fn perform(service: &S3Service, request: Request<Incoming>) -> io::Result<
     Ok(response.map(|body| BodyExt::map_err(body, io::Error::other).boxed_unsync()))
 }
 
-/// Closing the connection will tell the client that it was reset, not that it ended.
-fn reset(socket: &OwnedFd) -> io::Error {
-    let _ = rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO));
-    io::ErrorKind::ConnectionReset.into()
-}
-
-async fn truncated(response: Response<Body>) -> io::Result<Response<Body>> {
-    let (parts, bytes) = collected(response).await?;
-    let half = Ok(Frame::data(bytes.slice(..bytes.len() / 2)));
-    let broken = Err(io::Error::from(io::ErrorKind::UnexpectedEof));
-    // The length in the header is still that of the whole.
-    let body = StreamBody::new(stream::iter([half, broken]).then(|frame| async {
-        tokio::task::yield_now().await;
-        frame
-    }));
-    Ok(Response::from_parts(parts, body.boxed_unsync()))
-}
-
-async fn corrupted(response: Response<Body>) -> io::Result<Response<Body>> {
-    let (parts, bytes) = collected(response).await?;
-    let mut bytes = bytes.to_vec();
-    let middle = bytes.len() / 2;
-    if let Some(byte) = bytes.get_mut(middle) {
-        *byte ^= 1;
-    }
-    Ok(Response::from_parts(parts, whole(bytes.into())))
-}
-
-async fn slow(response: Response<Body>, time: Duration) -> io::Result<Response<Body>> {
-    const PIECES: usize = 16;
-    let (parts, bytes) = collected(response).await?;
-    let cuts: Vec<usize> = (0..=PIECES).map(|i| bytes.len() * i / PIECES).collect();
-    let pieces: Vec<Bytes> = cuts.windows(2).map(|cut| bytes.slice(cut[0]..cut[1])).collect();
-    let pieces = stream::iter(pieces).then(move |piece| async move {
-        tokio::time::sleep(time / u32::try_from(PIECES).unwrap_or(1)).await;
-        Ok::<_, io::Error>(Frame::data(piece))
-    });
-    Ok(Response::from_parts(parts, StreamBody::new(pieces).boxed_unsync()))
-}
-
 fn whole(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
-}
-
-async fn collected(response: Response<Body>) -> io::Result<(Parts, Bytes)> {
-    let (mut parts, body) = response.into_parts();
-    let bytes = body.collect().await?.to_bytes();
-    parts.headers.insert(CONTENT_LENGTH, bytes.len().into());
-    Ok((parts, bytes))
 }

@@ -34,6 +34,14 @@ fn aborted(host: &Host, arguments: &[&str]) -> Value {
     pruned["uploads"]["aborted"].clone()
 }
 
+/// A client of a store, with a repository there.
+fn initialised(serve: impl FnOnce(&mut Host)) -> Host {
+    let mut host = Host::new(BACKUP);
+    serve(&mut host);
+    host.backup(["init"]).run().succeeded();
+    host
+}
+
 fn is_left(server: &S3, name: &str) -> bool {
     server.uploads().iter().any(|key| key.contains(name))
 }
@@ -41,9 +49,7 @@ fn is_left(server: &S3, name: &str) -> bool {
 #[test]
 fn uploads_that_are_old_are_aborted_and_those_of_a_live_run_and_of_others_stay() {
     let server = S3::start();
-    let mut host = Host::new(BACKUP);
-    server.serve(&mut host);
-    host.backup(["init"]).run().succeeded();
+    let host = initialised(|host| server.serve(host));
     leave_uploads(server.address());
     assert_eq!(aborted(&host, &[]), json!(0), "all are young");
     server.age_uploads(SystemTime::now() - Duration::from_secs(25 * 3600));
@@ -69,9 +75,7 @@ fn uploads_that_are_old_are_aborted_and_those_of_a_live_run_and_of_others_stay()
 #[test]
 fn google_has_the_same_uploads_and_they_are_aborted_too() {
     let server = Gcs::start();
-    let mut host = Host::new(BACKUP);
-    server.serve(&mut host);
-    host.backup(["init"]).run().succeeded();
+    let host = initialised(|host| server.serve(host));
     for run in [DEAD, ALIVE] {
         server.begin_upload(&format!("some/prefix/app/backups/{run}/data.00000.vol"));
     }
@@ -83,9 +87,7 @@ fn google_has_the_same_uploads_and_they_are_aborted_too() {
 #[test]
 fn seaweedfs_lists_uploads_as_aws_does() {
     let server = SeaweedFs::start();
-    let mut host = Host::new(BACKUP);
-    server.serve(&mut host);
-    host.backup(["init"]).run().succeeded();
+    let host = initialised(|host| server.serve(host));
     leave_uploads(server.address());
     assert_eq!(aborted(&host, &[]), json!(0), "all are young");
     // Its clock cannot be set, but ours can, as long as nothing is removed: to it the run is as dead as the other.
@@ -99,9 +101,7 @@ fn seaweedfs_lists_uploads_as_aws_does() {
 #[test]
 fn moto_aborts_what_is_old_and_keeps_what_a_live_run_sends() {
     let server = Moto::with_bucket();
-    let mut host = Host::new(BACKUP);
-    server.serve(&mut host);
-    host.backup(["init"]).run().succeeded();
+    let host = initialised(|host| server.serve(host));
     leave_uploads(server.address());
     assert_eq!(aborted(&host, &["--dry-run"]), json!(3));
     assert_eq!(aborted(&host, &[]), json!(3));
