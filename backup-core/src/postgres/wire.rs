@@ -12,10 +12,12 @@
 //! let options = ConnectOptions::resolve(&ConnInfo::parse("host=db1 user=backup")?, &Environment::of_process())?;
 //! let connection = Connection::connect(&options, Mode::Replication).await?;
 //! let mut backup = connection.base_backup(&BaseBackupOptions::default()).await?;
-//! let mut bytes = 0;
+//! let (mut buffer, mut bytes) = (vec![0; 1 << 20], 0);
 //! while let Some(event) = backup.next().await? {
-//!     if let BackupEvent::Data(data) = event {
-//!         bytes += data.len();
+//!     if let BackupEvent::Archive { .. } = event {
+//!         while let read @ 1.. = backup.read(&mut buffer).await? {
+//!             bytes += read;
+//!         }
 //!     }
 //! }
 //! # Ok(()) }

@@ -26,15 +26,25 @@ struct Received {
 
 /// Receives all of it; dropping the future now and then must lose nothing.
 async fn receive(backup: &mut BaseBackup) -> (Received, Result<(), Error>) {
-    let (mut received, mut in_manifest) = (Received::default(), false);
+    let (mut received, mut room, mut in_manifest) = (Received::default(), vec![0; 100_000], false);
+    let interruption = Duration::from_micros(100);
     loop {
-        let Ok(next) = tokio::time::timeout(Duration::from_micros(100), backup.next()).await else { continue };
+        let Ok(read) = tokio::time::timeout(interruption, backup.read(&mut room)).await else { continue };
+        match read {
+            Ok(0) => {}
+            Ok(n) => {
+                let to =
+                    if in_manifest { &mut received.manifest } else { &mut received.archives.last_mut().unwrap().1 };
+                to.extend_from_slice(&room[..n]);
+                continue;
+            }
+            Err(error) => return (received, Err(error)),
+        }
+        received.progress = backup.progress();
+        let Ok(next) = tokio::time::timeout(interruption, backup.next()).await else { continue };
         match next {
             Ok(Some(BackupEvent::Archive { file, .. })) => received.archives.push((file, Vec::new())),
             Ok(Some(BackupEvent::Manifest)) => in_manifest = true,
-            Ok(Some(BackupEvent::Data(data))) if in_manifest => received.manifest.extend_from_slice(&data),
-            Ok(Some(BackupEvent::Data(data))) => received.archives.last_mut().unwrap().1.extend_from_slice(&data),
-            Ok(Some(BackupEvent::Progress(bytes))) => received.progress = bytes,
             Ok(Some(BackupEvent::End(position))) => received.end = Some(position),
             Ok(None) => return (received, Ok(())),
             Err(error) => return (received, Err(error)),

@@ -12,10 +12,14 @@ use bytes::{Buf, Bytes};
 
 use super::backup_options::BaseBackupOptions;
 use super::channel::confused_by;
-use super::connection::{Answer, Connection, columns, text};
+use super::connection::{Answer, Connection, Copied, columns, text};
+use super::message::ServerMessage;
 use super::replication::{OPTIONS_IN_PARENTHESES, leading, read, timeline_of};
 use crate::error::Result;
 use crate::postgres::wal::{Lsn, Timeline};
+
+/// The first byte of data of an archive, or of the manifest, since version 15.
+const ARCHIVE_DATA: u8 = b'd';
 
 /// Two blocks of zeros end a tar archive; servers before 15 do not send them.
 static TAR_END: [u8; 1024] = [0; 1024];
@@ -40,7 +44,7 @@ pub struct Tablespace {
     pub bytes_estimated: Option<u64>,
 }
 
-/// What happens in a base backup, in order.
+/// What happens in a base backup, in order. What is in the archives and in the manifest is [read](BaseBackup::read).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BackupEvent {
     /// An archive begins, and what came before it is complete.
@@ -52,10 +56,6 @@ pub enum BackupEvent {
     },
     /// The backup manifest begins.
     Manifest,
-    /// The next bytes of the archive, or of the manifest. A part of the buffer into which they were read, which lives as long as they do.
-    Data(Bytes),
-    /// So many bytes of the cluster have been sent, before any compression. Version 15 and later, about once a second.
-    Progress(u64),
     /// The log up to here makes the copy consistent. The server may still fail after that, so ask for the next event.
     End(WalPosition),
 }
@@ -75,6 +75,9 @@ pub struct BaseBackup {
     seen: Vec<bool>,
     manifest_seen: bool,
     ended: bool,
+    /// What the archive has behind what the server sent.
+    tail: &'static [u8],
+    progress: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,6 +122,8 @@ impl Connection {
             seen,
             manifest_seen: false,
             ended: false,
+            tail: &[],
+            progress: 0,
         })
     }
 
@@ -157,12 +162,19 @@ impl BaseBackup {
         &self.connection
     }
 
-    /// The next event; `None` after the last, when all is complete and the server has said so. Cancel safe.
+    /// So many bytes of the cluster have been sent, before any compression. Version 15 and later say so about once a second.
+    pub fn progress(&self) -> u64 {
+        self.progress
+    }
+
+    /// The next event; `None` after the last, when all is complete and the server has said so. What has not been read of an archive is
+    /// passed over. Cancel safe.
     ///
     /// # Errors
     /// `Source` with the server's message, or when the connection breaks; nothing comes after that. Page checksums that are wrong are an error
     /// with SQLSTATE `XX001` *after* all data, the manifest and [`BackupEvent::End`], and were notices before.
     pub async fn next(&mut self) -> Result<Option<BackupEvent>> {
+        self.tail = &[];
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Ok(Some(event));
@@ -171,15 +183,39 @@ impl BaseBackup {
                 return Ok(None);
             }
             let received = self.connection.next_answer().await;
-            let taken = received.and_then(|answer| match answer {
-                Ok(answer) => self.take(answer),
-                Err(message) => Err(message.into_error(FAILED)),
-            });
-            if let Err(error) = taken {
-                self.state = State::Over;
-                return Err(error);
-            }
+            self.follow(received)?;
         }
+    }
+
+    /// Reads what comes next of the archive, or of the manifest, into `room`, from the socket where it can; how many bytes that were. None when
+    /// it has ended, or when there is no room. Cancel safe.
+    ///
+    /// # Errors
+    /// As of [`next`](Self::next).
+    pub async fn read(&mut self, room: &mut [u8]) -> Result<usize> {
+        let kind = self.typed.then_some(ARCHIVE_DATA);
+        while !room.is_empty() && self.ready.is_empty() && matches!(self.state, State::Archive | State::Manifest) {
+            let received = match self.connection.next_answer_into(kind, room).await {
+                Ok(Copied::Data(n)) => return Ok(n),
+                Ok(Copied::Instead(answer)) => Ok(answer),
+                Err(error) => Err(error),
+            };
+            self.follow(received)?;
+        }
+        let n = self.tail.len().min(room.len());
+        let (tail, rest) = self.tail.split_at(n);
+        room[..n].copy_from_slice(tail);
+        self.tail = rest;
+        Ok(n)
+    }
+
+    /// Makes of what was received what it means here. An error is the end.
+    fn follow(&mut self, received: Result<Result<Answer, ServerMessage>>) -> Result<()> {
+        let taken = received.and_then(|answer| match answer {
+            Ok(answer) => self.take(answer),
+            Err(message) => Err(message.into_error(FAILED)),
+        });
+        taken.inspect_err(|_| self.state = State::Over)
     }
 
     /// The connection again, for another command. Waits for the server to be ready.
@@ -203,13 +239,11 @@ impl BaseBackup {
             }
             (Answer::CopyOut, State::Between) => self.untyped_begins(),
             (Answer::CopyData(data), State::Open | State::Archive | State::Manifest) if self.typed => self.typed(data),
-            (Answer::CopyData(data), State::Archive | State::Manifest) => {
-                self.ready.push_back(BackupEvent::Data(data));
-                Ok(())
-            }
+            // Nobody reads it.
+            (Answer::CopyData(_), State::Archive | State::Manifest) => Ok(()),
             (Answer::CopyDone, state @ (State::Open | State::Archive | State::Manifest)) => {
                 if state == State::Archive && !self.typed {
-                    self.ready.push_back(BackupEvent::Data(Bytes::from_static(&TAR_END)));
+                    self.tail = &TAR_END;
                 }
                 self.state = State::Between;
                 Ok(())
@@ -269,12 +303,10 @@ impl BaseBackup {
     fn typed(&mut self, mut data: Bytes) -> Result<()> {
         let malformed = || confused_by("a message of its base backup is malformed");
         match data.try_get_u8().map_err(|_| malformed())? {
-            b'd' if matches!(self.state, State::Archive | State::Manifest) => {
-                self.ready.push_back(BackupEvent::Data(data));
-                Ok(())
-            }
+            // Nobody reads it.
+            ARCHIVE_DATA if matches!(self.state, State::Archive | State::Manifest) => Ok(()),
             b'p' => {
-                self.ready.push_back(BackupEvent::Progress(data.try_get_u64().map_err(|_| malformed())?));
+                self.progress = data.try_get_u64().map_err(|_| malformed())?;
                 Ok(())
             }
             b'n' => {

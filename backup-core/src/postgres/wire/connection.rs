@@ -8,7 +8,7 @@ use postgres_protocol::message::frontend;
 
 use fallible_iterator::FallibleIterator;
 
-use super::channel::{Channel, confused, confused_by};
+use super::channel::{Channel, Received, confused, confused_by};
 use super::connect;
 use super::frame::Incoming;
 use super::message::ServerMessage;
@@ -55,6 +55,14 @@ pub(super) enum Answer {
     CopyDone,
     /// The end of everything.
     Ready,
+}
+
+/// What came where copy data was awaited.
+pub(super) enum Copied {
+    /// So many bytes of it.
+    Data(usize),
+    /// Another piece of the answer, or the server's error.
+    Instead(Result<Answer, ServerMessage>),
 }
 
 impl Connection {
@@ -173,28 +181,48 @@ impl Connection {
     /// The same, with the server's error as soon as it is there. Cancel safe.
     pub(super) async fn next_answer(&mut self) -> Result<Result<Answer, ServerMessage>> {
         loop {
-            return Ok(Ok(match self.channel.receive().await? {
-                Incoming::CopyBoth => Answer::CopyBoth,
-                Incoming::Message(message) => match message {
-                    Message::DataRow(row) => Answer::Row(row),
-                    Message::RowDescription(_) => continue,
-                    Message::CommandComplete(_) | Message::EmptyQueryResponse => Answer::Complete,
-                    Message::CopyOutResponse(_) => Answer::CopyOut,
-                    Message::CopyData(data) => Answer::CopyData(data.into_bytes()),
-                    Message::CopyDone => Answer::CopyDone,
-                    Message::ReadyForQuery(_) => {
-                        self.busy = false;
-                        Answer::Ready
-                    }
-                    Message::ErrorResponse(body) => return Ok(Err(ServerMessage::read(body.fields()))),
-                    Message::CopyInResponse(_) => {
-                        let message = "the query wants data to be copied in, which is not possible here";
-                        return Err(Error::new(ErrorKind::Config, Stage::Source, message));
-                    }
-                    _ => return Err(confused_by("its answer has a message that does not belong there")),
-                },
-            }));
+            let incoming = self.channel.receive().await?;
+            if let Some(answer) = self.understand(incoming)? {
+                return Ok(answer);
+            }
         }
+    }
+
+    /// The same where copy data is awaited whose first byte is `kind`, if that is given: what stands behind it goes to `room`.
+    pub(super) async fn next_answer_into(&mut self, kind: Option<u8>, room: &mut [u8]) -> Result<Copied> {
+        loop {
+            match self.channel.receive_into(kind, room).await? {
+                Received::Copied(n) => return Ok(Copied::Data(n)),
+                Received::Other(incoming) => {
+                    if let Some(answer) = self.understand(incoming)? {
+                        return Ok(Copied::Instead(answer));
+                    }
+                }
+            }
+        }
+    }
+
+    /// What a message says of the answer, if anything.
+    fn understand(&mut self, incoming: Incoming) -> Result<Option<Result<Answer, ServerMessage>>> {
+        let Incoming::Message(message) = incoming else { return Ok(Some(Ok(Answer::CopyBoth))) };
+        Ok(Some(Ok(match message {
+            Message::DataRow(row) => Answer::Row(row),
+            Message::RowDescription(_) => return Ok(None),
+            Message::CommandComplete(_) | Message::EmptyQueryResponse => Answer::Complete,
+            Message::CopyOutResponse(_) => Answer::CopyOut,
+            Message::CopyData(data) => Answer::CopyData(data.into_bytes()),
+            Message::CopyDone => Answer::CopyDone,
+            Message::ReadyForQuery(_) => {
+                self.busy = false;
+                Answer::Ready
+            }
+            Message::ErrorResponse(body) => return Ok(Some(Err(ServerMessage::read(body.fields())))),
+            Message::CopyInResponse(_) => {
+                let message = "the query wants data to be copied in, which is not possible here";
+                return Err(Error::new(ErrorKind::Config, Stage::Source, message));
+            }
+            _ => return Err(confused_by("its answer has a message that does not belong there")),
+        })))
     }
 
     /// Waits until the server is ready for the next command, if it is not.

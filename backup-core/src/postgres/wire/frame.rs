@@ -24,6 +24,9 @@ const STARTUP_BYTES_MAX: usize = 30_000;
 /// Tag and length.
 const HEADER_BYTES: usize = 5;
 
+/// The most bytes before the data of a message of copy data: its header, and the kind that [`CopyLead`] may have.
+pub(super) const COPY_LEAD_BYTES_MAX: usize = HEADER_BYTES + 1;
+
 /// `CopyBothResponse`.
 const COPY_BOTH: u8 = b'W';
 
@@ -113,6 +116,71 @@ pub(super) fn take(bytes: &mut BytesMut, phase: Phase) -> Result<Option<Incoming
     }
     let message = Message::parse(bytes).map_err(|e| Malformed::Content { tag, why: e.to_string() })?;
     Ok(message.map(Incoming::Message))
+}
+
+/// What may come next where copy data is awaited.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum CopyNext {
+    /// A message of it, with so many bytes. What stands before them has been taken.
+    Data(usize),
+    /// Some other message, of which nothing has been taken.
+    Other,
+    /// More has to arrive before anybody can tell.
+    Incomplete,
+}
+
+/// The bytes before the data of a message of copy data, whose data may begin with a byte that tells its kind.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CopyLead {
+    bytes: [u8; COPY_LEAD_BYTES_MAX],
+    len: usize,
+}
+
+impl CopyLead {
+    /// That of a message of `data_len` bytes behind the kind.
+    pub(super) fn new(kind: Option<u8>, data_len: usize) -> Self {
+        let len = HEADER_BYTES + usize::from(kind.is_some());
+        let mut bytes = [0; COPY_LEAD_BYTES_MAX];
+        bytes[0] = backend::COPY_DATA_TAG;
+        let length = u32::try_from(len - 1 + data_len).unwrap_or(u32::MAX);
+        bytes[1..HEADER_BYTES].copy_from_slice(&length.to_be_bytes());
+        bytes[HEADER_BYTES] = kind.unwrap_or_default();
+        Self { bytes, len }
+    }
+
+    pub(super) fn as_slice(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+/// Takes what stands before the data off `bytes`, if they begin with a message of copy data of that kind.
+///
+/// # Errors
+/// A message that is too long.
+pub(super) fn begin_copy(bytes: &mut BytesMut, kind: Option<u8>) -> Result<CopyNext, Malformed> {
+    match bytes.first() {
+        None => return Ok(CopyNext::Incomplete),
+        Some(&backend::COPY_DATA_TAG) => {}
+        Some(_) => return Ok(CopyNext::Other),
+    }
+    let Some(length) = bytes.get(1..HEADER_BYTES) else { return Ok(CopyNext::Incomplete) };
+    let length = u32::from_be_bytes([length[0], length[1], length[2], length[3]]);
+    let most = COPY_DATA_BYTES_MAX;
+    let data = match usize::try_from(length) {
+        Ok(length) if length <= most => length.checked_sub(4 + usize::from(kind.is_some())),
+        _ => return Err(Malformed::Length { tag: backend::COPY_DATA_TAG, bytes: length, most }),
+    };
+    // One that is too short is for others to complain about.
+    let Some(data) = data else { return Ok(CopyNext::Other) };
+    if let Some(kind) = kind {
+        match bytes.get(HEADER_BYTES) {
+            None => return Ok(CopyNext::Incomplete),
+            Some(&found) if found != kind => return Ok(CopyNext::Other),
+            Some(_) => {}
+        }
+    }
+    bytes.advance(HEADER_BYTES + usize::from(kind.is_some()));
+    Ok(CopyNext::Data(data))
 }
 
 #[cfg(test)]

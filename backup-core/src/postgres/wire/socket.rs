@@ -1,8 +1,8 @@
 //! The bytes to and from a server: a Unix socket, TCP, or TLS on TCP.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -14,6 +14,37 @@ pub(super) enum Socket {
     Unix(UnixStream),
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Socket {
+    /// Reads into these one after the other, or into the first of them where that is all that can be done at once. None is empty.
+    pub(super) fn poll_read_vectored(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let read = match self {
+                Self::Unix(socket) => {
+                    ready!(socket.poll_read_ready(cx))?;
+                    socket.try_read_vectored(slices)
+                }
+                Self::Tcp(socket) => {
+                    ready!(socket.poll_read_ready(cx))?;
+                    socket.try_read_vectored(slices)
+                }
+                Self::Tls(socket) => {
+                    let mut first = ReadBuf::new(slices.first_mut().map_or(&mut [], |slice| &mut **slice));
+                    ready!(Pin::new(socket).poll_read(cx, &mut first))?;
+                    Ok(first.filled().len())
+                }
+            };
+            match read {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read),
+            }
+        }
+    }
 }
 
 impl AsyncRead for Socket {

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
@@ -52,10 +51,6 @@ struct Conversation {
     backup: BaseBackup,
     index: Option<IndexWriter>,
     ended: watch::Sender<Option<WalPosition>>,
-    /// Bytes of the current stream that did not fit into a buffer.
-    data: Bytes,
-    /// What came after the current stream.
-    next: Option<BackupEvent>,
     /// The archive that is being read.
     entries: Option<Entries>,
 }
@@ -79,7 +74,7 @@ impl ArchivesLane {
             State::Over => return Ok(None),
         };
         let mut talk = conversation.lock().await;
-        let name = match talk.next_event().await? {
+        let name = match talk.backup.next().await? {
             Some(BackupEvent::Archive { tablespace, .. }) => {
                 let name = stream_of(talk.backup.tablespaces()[tablespace].oid)?;
                 talk.entries = talk.index.is_some().then(|| Entries::of(name.as_str()));
@@ -110,7 +105,7 @@ impl ArchivesLane {
         self.facts.report_start(backup.start());
         // Nobody listens when the log is not wanted, or its stream has failed and said so.
         let _ = started.send(backup.start());
-        Ok(Conversation { backup, index, ended, data: Bytes::new(), next: None, entries: None })
+        Ok(Conversation { backup, index, ended, entries: None })
     }
 
     /// Everything was sent. The server's last word decides what it is worth.
@@ -120,7 +115,6 @@ impl ArchivesLane {
         loop {
             match talk.backup.next().await {
                 Ok(None) => break,
-                Ok(Some(BackupEvent::Progress(_))) => {}
                 Ok(other) => return Err(out_of_order(other.as_ref())),
                 Err(error) if sqlstate(&error) == Some(DATA_CORRUPTED) => {
                     self.facts.findings.damaged();
@@ -164,41 +158,20 @@ impl Lane for ArchivesLane {
 }
 
 impl Conversation {
-    /// The next event that is neither data nor progress.
-    async fn next_event(&mut self) -> Result<Option<BackupEvent>> {
-        if let Some(event) = self.next.take() {
-            return Ok(Some(event));
-        }
-        loop {
-            match self.backup.next().await? {
-                Some(BackupEvent::Progress(_)) => {}
-                other => return Ok(other),
-            }
-        }
-    }
-
     /// Fills `buffer` from the current stream; what is left empty is the stream's end.
     async fn fill(&mut self, mut buffer: Buffer) -> Result<Buffer> {
-        loop {
-            let n = buffer.fill_from(&self.data);
-            self.data.advance(n);
-            if buffer.spare().is_empty() {
-                return Ok(buffer);
-            }
-            match self.next_event().await? {
-                Some(BackupEvent::Data(data)) => {
-                    self.watch(&data).await?;
-                    self.data = data;
+        while !buffer.spare().is_empty() {
+            let n = self.backup.read(buffer.spare()).await?;
+            if n == 0 {
+                if let Some(entries) = self.entries.take() {
+                    entries.finish().map_err(no_tar)?;
                 }
-                other => {
-                    if let Some(entries) = self.entries.take() {
-                        entries.finish().map_err(no_tar)?;
-                    }
-                    self.next = other;
-                    return Ok(buffer);
-                }
+                break;
             }
+            self.watch(&buffer.spare()[..n]).await?;
+            buffer.advance(n);
         }
+        Ok(buffer)
     }
 
     /// Notes down which files begin in `data`.
@@ -219,9 +192,6 @@ impl Source for ArchiveSource {
     fn next(&mut self, buffer: Buffer) -> BoxFuture<'_, Result<Option<Piece>>> {
         async {
             let mut conversation = self.0.lock().await;
-            if conversation.next.is_some() {
-                return Ok(None);
-            }
             let buffer = conversation.fill(buffer).await?;
             Ok((!buffer.is_empty()).then_some(Piece::Buffer(buffer)))
         }
