@@ -18,9 +18,9 @@ const PART_BYTES_COUNTED: usize = 5 << 20;
 const CHUNK_SIZES_SMALL: [u32; 3] = [512 << 10, 384 << 10, 256 << 10];
 /// More threads than any machine gains from.
 const WORKERS_MAX: usize = 256;
-/// Chunks that a lane may have read before a worker is free for them, where there is memory for it: workers do not wait for a source that
-/// pauses.
-const SLOTS_AHEAD: usize = 1;
+/// Chunks that may have been read before a worker is free for them, where there is memory for it: workers do not wait for a source that pauses, nor
+/// a server on this host for a processor that they have. Lanes of files, which do not wait for anybody, share them, and have one each at least.
+const SLOTS_AHEAD: usize = 4;
 /// More threads than this gain nothing while one stream is read.
 const WORKERS_DEFAULT_MAX: usize = 4;
 
@@ -108,7 +108,7 @@ impl Limits {
     pub(crate) fn for_backup(&self, compression: Compression, lanes: &[Share]) -> Result<BackupPlan> {
         self.check()?;
         let full = lanes.iter().filter(|share| **share == Share::Full).count().max(1);
-        let most = self.need(compression, lanes, self.workers.get()) + full * SLOTS_AHEAD * 2 * self.slab_bytes();
+        let most = self.need(compression, lanes, self.workers.get()) + full * slots_ahead(full) * 2 * self.slab_bytes();
         let memory = self.memory_bytes.unwrap_or(self.memory_default().max(most));
         let divided = self.smaller_and_smaller().find_map(|limits| limits.divide(memory, compression, lanes));
         divided.ok_or_else(|| {
@@ -127,7 +127,7 @@ impl Limits {
             let each = left / lanes.len().max(1) / self.slab_bytes();
             (each, each, 0)
         } else {
-            let each = (left / full / (2 * self.slab_bytes())).min(SLOTS_AHEAD);
+            let each = (left / full / (2 * self.slab_bytes())).min(slots_ahead(full));
             (each, 0, (left - each * full * 2 * self.slab_bytes()) / self.part_bytes)
         };
         let slots = |workers| self.lane_slots(compression, workers);
@@ -208,6 +208,11 @@ impl Limits {
         Error::config(format!("{} MiB of memory are too little for this", memory / MIB))
             .with_hint(format!("the least that would do is {least} MiB; or lower the compression level"))
     }
+}
+
+/// Chunks that each of so many lanes may have read ahead.
+fn slots_ahead(lanes: usize) -> usize {
+    (SLOTS_AHEAD / lanes).max(1)
 }
 
 /// How much of the memory, and so of the threads, a lane gets.
