@@ -98,7 +98,8 @@ impl Uploads {
 
     /// `None` for what has no name below the prefix, whatever the store was asked for.
     fn read(&self, entry: Entry) -> Option<Upload> {
-        let object = Path::parse(&entry.key).ok()?;
+        // Others may have keys that are no paths.
+        let object = Path::parse(&entry.key).ok().filter(|object| object.as_ref() == entry.key)?;
         let path = object.prefix_match(&self.prefix)?.collect();
         let initiated = entry.initiated.and_then(|text| text.parse().ok()).unwrap_or(Timestamp::MAX);
         Some(Upload { path, initiated, id: entry.upload_id })

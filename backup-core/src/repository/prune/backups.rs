@@ -143,14 +143,14 @@ impl<'a> Look<'a> {
 }
 
 /// All objects of a backup: some, or some thousand where it has petabytes.
-async fn list(repository: &Repository, path: &BackupPath) -> Result<Vec<ObjectMeta>> {
+pub(super) async fn list(repository: &Repository, path: &BackupPath) -> Result<Vec<ObjectMeta>> {
     let prefix = path.prefix();
     let listed = repository.store().list(Some(&prefix)).try_collect().await;
     listed.map_err(|e| repository.error(e, "list", &prefix).at(Stage::Catalog))
 }
 
 /// Whether anything of a folder came since `old_before`.
-fn is_young(objects: &[ObjectMeta], old_before: Timestamp) -> bool {
+pub(super) fn is_young(objects: &[ObjectMeta], old_before: Timestamp) -> bool {
     objects.iter().any(|object| modified(object) > old_before)
 }
 

@@ -2,48 +2,61 @@
 
 use futures::TryStreamExt;
 use jiff::Timestamp;
+use object_store::Error as StoreError;
 use object_store::path::Path;
-use object_store::{Error as StoreError, ObjectStoreExt};
 
 use super::Prune;
-use super::clocks::modified;
+use super::backups::{is_young, list};
 use super::remove::Remover;
 use super::report::UploadsReport;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::repository::layout::{BackupId, BackupPath, TargetName, parse_volume_name};
 use crate::repository::storage_error;
 use crate::repository::uploads::{Upload, Uploads};
 use crate::wal_archive::kept::parse_object;
 
-/// Aborts uploads that began before `old_before`; none beside the mark of a run that is younger. A store that refuses is told in the report, and no
+/// Aborts uploads that began before `old_before`; none of a run that wrote anything since. A store that refuses is told in the report, and no
 /// problem: there are some that have no such request, and hosts that may not make it.
 pub(super) async fn sweep(prune: &Prune, old_before: Timestamp, remover: &Remover<'_>) -> UploadsReport {
     let mut report = UploadsReport::default();
     let Some(uploads) = &prune.repository.uploads else { return report };
-    match abort(prune, uploads, old_before, &mut report).await {
-        Ok(()) => {}
-        Err(e) if matches!(e.kind(), ErrorKind::Config | ErrorKind::Storage | ErrorKind::NotFound) => {
-            report.refused = Some(e.in_one_line());
+    let failed = |e| storage_error(e, format!("cannot list the unfinished uploads in {}", prune.repository));
+    let mut listing = uploads.list();
+    loop {
+        let upload = match listing.try_next().await {
+            Ok(Some(upload)) => upload,
+            Ok(None) => return report,
+            Err(e) => {
+                note(prune, remover, &mut report, &failed(e));
+                return report;
+            }
+        };
+        // What may not be done to one target's may be to another's.
+        match abort(prune, uploads, &upload, old_before).await {
+            Ok(aborted) => report.aborted += u64::from(aborted),
+            Err(e) => note(prune, remover, &mut report, &e),
         }
-        Err(e) => remover.problem(prune.repository.to_string(), &e),
     }
-    report
 }
 
-async fn abort(prune: &Prune, uploads: &Uploads, old_before: Timestamp, report: &mut UploadsReport) -> Result<()> {
-    let repository = &prune.repository;
-    let failed = |e| storage_error(e, format!("cannot list the unfinished uploads in {repository}"));
-    let mut listing = uploads.list();
-    while let Some(upload) = listing.try_next().await.map_err(failed)? {
-        if upload.initiated > old_before || !is_nobodys(prune, &upload.path, old_before).await? {
-            continue;
+fn note(prune: &Prune, remover: &Remover<'_>, report: &mut UploadsReport, error: &Error) {
+    match error.kind() {
+        ErrorKind::Config | ErrorKind::Storage | ErrorKind::NotFound => {
+            report.refused.get_or_insert_with(|| error.in_one_line());
         }
-        if !prune.dry_run {
-            abort_one(prune, uploads, &upload).await?;
-        }
-        report.aborted += 1;
+        _ => remover.problem(prune.repository.to_string(), error),
     }
-    Ok(())
+}
+
+/// Whether it was one to be aborted, and is.
+async fn abort(prune: &Prune, uploads: &Uploads, upload: &Upload, old_before: Timestamp) -> Result<bool> {
+    if upload.initiated > old_before || !is_nobodys(prune, &upload.path, old_before).await? {
+        return Ok(false);
+    }
+    if !prune.dry_run {
+        abort_one(prune, uploads, upload).await?;
+    }
+    Ok(true)
 }
 
 async fn abort_one(prune: &Prune, uploads: &Uploads, upload: &Upload) -> Result<()> {
@@ -59,12 +72,8 @@ async fn abort_one(prune: &Prune, uploads: &Uploads, upload: &Upload) -> Result<
 async fn is_nobodys(prune: &Prune, object: &Path, old_before: Timestamp) -> Result<bool> {
     let Some(made_by) = maker(object) else { return Ok(false) };
     let Maker::Run(run) = made_by else { return Ok(true) };
-    let mark = run.running();
-    match prune.repository.store().head(&mark).await {
-        Ok(mark) => Ok(modified(&mark) <= old_before),
-        Err(StoreError::NotFound { .. }) => Ok(true),
-        Err(e) => Err(prune.repository.error(e, "read", &mark)),
-    }
+    // As for the rest of what runs leave: where marks cannot be replaced, what a run writes tells that it is alive.
+    Ok(!is_young(&list(&prune.repository, &run).await?, old_before))
 }
 
 /// Who makes an object.

@@ -57,15 +57,19 @@ impl World {
 #[tokio::test]
 async fn an_upload_goes_when_it_is_old_and_its_run_is_not_alive() {
     let mut world = World::empty().await;
-    let [alive, dead, unmarked] = [30, 30, 30].map(|days| world.target.backup(&id_at(world.ago(24 * days))));
+    let [alive, dead, unmarked, writing] = [30; 4].map(|days| world.target.backup(&id_at(world.ago(24 * days))));
     world.put(&alive.running(), "{}", world.ago(1)).await;
     world.put(&dead.running(), "{}", world.ago(48)).await;
+    // Where nothing can be replaced, a mark is as old as its run.
+    world.put(&writing.running(), "{}", world.ago(48)).await;
+    world.put(&writing.named("base.00007.vol"), "", world.ago(1)).await;
     let archive = world.archive();
     let large = archive.large_file(WalFile::Segment(segment(7)));
     let volume = |run: &BackupPath| run.named("data.00000.vol").to_string();
     let uploads = [
         (volume(&alive), "alive", 700),
         (volume(&dead), "dead", 700),
+        (volume(&writing), "writing", 48),
         (volume(&unmarked), "unmarked", 25),
         (volume(&unmarked), "young", 23),
         (volume(&unmarked), "gone", 25),
