@@ -18,9 +18,11 @@ const PART_BYTES_COUNTED: usize = 5 << 20;
 const CHUNK_SIZES_SMALL: [u32; 3] = [512 << 10, 384 << 10, 256 << 10];
 /// More threads than any machine gains from.
 const WORKERS_MAX: usize = 256;
-/// Chunks that may have been read before a worker is free for them, where there is memory for it: workers do not wait for a source that pauses, nor
-/// a server on this host for a processor that they have. Lanes of files, which do not wait for anybody, share them, and have one each at least.
-const SLOTS_AHEAD: usize = 4;
+/// Chunks that a lane may have read before a worker is free for them, where there is memory for it: workers do not wait for a source that pauses.
+const SLOTS_AHEAD: usize = 1;
+/// The same of the only lane of a backup into a directory: there a server on this host, the reader and the workers want the same processors at once, and no
+/// upload has a use for that memory.
+const SLOTS_AHEAD_ALONE: usize = 4;
 /// More threads than this gain nothing while one stream is read.
 const WORKERS_DEFAULT_MAX: usize = 4;
 
@@ -30,7 +32,7 @@ const WORKERS_DEFAULT_MAX: usize = 4;
 /// top: 10 to 20 MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Memory for buffers and codecs in bytes. `None` is 16 MiB and six parts, or what the workers need at a high level of compression.
+    /// Memory for buffers and codecs in bytes. `None` is 16 MiB and six parts, or what the workers of all lanes need, if that is more.
     pub memory_bytes: Option<usize>,
     /// The most compute threads; fewer are used where memory does not suffice for so many.
     pub workers: NonZero<usize>,
@@ -108,7 +110,8 @@ impl Limits {
     pub(crate) fn for_backup(&self, compression: Compression, lanes: &[Share]) -> Result<BackupPlan> {
         self.check()?;
         let full = lanes.iter().filter(|share| **share == Share::Full).count().max(1);
-        let most = self.need(compression, lanes, self.workers.get()) + full * slots_ahead(full) * 2 * self.slab_bytes();
+        let most =
+            self.need(compression, lanes, self.workers.get()) + full * self.slots_ahead(full) * 2 * self.slab_bytes();
         let memory = self.memory_bytes.unwrap_or(self.memory_default().max(most));
         let divided = self.smaller_and_smaller().find_map(|limits| limits.divide(memory, compression, lanes));
         divided.ok_or_else(|| {
@@ -127,7 +130,7 @@ impl Limits {
             let each = left / lanes.len().max(1) / self.slab_bytes();
             (each, each, 0)
         } else {
-            let each = (left / full / (2 * self.slab_bytes())).min(slots_ahead(full));
+            let each = (left / full / (2 * self.slab_bytes())).min(self.slots_ahead(full));
             (each, 0, (left - each * full * 2 * self.slab_bytes()) / self.part_bytes)
         };
         let slots = |workers| self.lane_slots(compression, workers);
@@ -154,6 +157,11 @@ impl Limits {
             Codec::None => self.part_bytes / self.chunk_size as usize + 2 + workers,
             Codec::Zstd => workers + 1,
         }
+    }
+
+    /// Chunks that each of so many full lanes may have read ahead.
+    fn slots_ahead(&self, lanes: usize) -> usize {
+        if lanes == 1 && self.part_bytes < PART_BYTES_COUNTED { SLOTS_AHEAD_ALONE } else { SLOTS_AHEAD }
     }
 
     /// Memory of such a lane: two buffers are with the source and the cutter.
@@ -208,11 +216,6 @@ impl Limits {
         Error::config(format!("{} MiB of memory are too little for this", memory / MIB))
             .with_hint(format!("the least that would do is {least} MiB; or lower the compression level"))
     }
-}
-
-/// Chunks that each of so many lanes may have read ahead.
-fn slots_ahead(lanes: usize) -> usize {
-    (SLOTS_AHEAD / lanes).max(1)
 }
 
 /// How much of the memory, and so of the threads, a lane gets.

@@ -17,7 +17,7 @@ use backup_tests::postgres::{NewServer, Server};
 
 /// What a base backup had.
 #[derive(Debug, Default)]
-struct Received {
+pub(super) struct Received {
     archives: Vec<(String, Vec<u8>)>,
     manifest: Vec<u8>,
     progress: u64,
@@ -25,7 +25,7 @@ struct Received {
 }
 
 /// Receives all of it; dropping the future now and then must lose nothing.
-async fn receive(backup: &mut BaseBackup) -> (Received, Result<(), Error>) {
+pub(super) async fn receive(backup: &mut BaseBackup) -> (Received, Result<(), Error>) {
     let (mut received, mut room, mut in_manifest) = (Received::default(), vec![0; 100_000], false);
     let interruption = Duration::from_micros(100);
     loop {
@@ -81,6 +81,13 @@ fn manifest(received: &Received) -> (BTreeMap<String, u64>, serde_json::Value) {
     (listed, manifest["WAL-Ranges"][0].clone())
 }
 
+/// That the archives have what the manifest lists; the log that goes with it.
+pub(super) fn whole(received: &Received) -> serde_json::Value {
+    let (listed, range) = manifest(received);
+    assert_eq!(files(received), listed);
+    range
+}
+
 async fn replication(server: &Server) -> Connection {
     Connection::connect(&server.options(""), Mode::Replication).await.unwrap()
 }
@@ -118,10 +125,9 @@ async fn everything(major: u32) {
     let mut names: Vec<&str> = received.archives.iter().map(|(name, _)| name.as_str()).collect();
     names.sort_unstable();
     assert_eq!(names, [&format!("{}.tar", space_of.oid.unwrap()), "base.tar"]);
-    let (files, (listed, range)) = (files(&received), manifest(&received));
+    let range = whole(&received);
     let estimated: u64 = backup_bytes(&[space_of, base]);
     assert!(estimated > 20 << 20 && (major < 15 || received.progress > 20 << 20), "{estimated} {}", received.progress);
-    assert_eq!(files, listed);
     let end = received.end.unwrap();
     assert_eq!((&range["Start-LSN"], &range["End-LSN"]), (&start.lsn.to_string().into(), &end.lsn.to_string().into()));
 
@@ -337,6 +343,40 @@ async fn archives_compressed_by_the_server_say_so_in_their_names() {
         assert_eq!((name.as_str(), bytes.starts_with(magic)), (file, true));
         assert!(received.manifest.starts_with(b"{ \"PostgreSQL-Backup-Manifest"), "the manifest is not compressed");
     }
+}
+
+/// Archives that nobody reads to their ends, and the manifest, which somebody does.
+async fn archives_are_passed_over(major: u32) {
+    let server = NewServer::of_major(major).start();
+    let mut backup = replication(&server).await.base_backup(&BaseBackupOptions::default()).await.unwrap();
+    let (mut room, mut manifest, mut ended) = ([0; 700], Vec::new(), false);
+    while let Some(event) = backup.next().await.unwrap() {
+        match event {
+            BackupEvent::Archive { .. } => assert!(backup.read(&mut room).await.unwrap() > 0),
+            BackupEvent::Manifest => {
+                while let n @ 1.. = backup.read(&mut room).await.unwrap() {
+                    manifest.extend_from_slice(&room[..n]);
+                }
+            }
+            BackupEvent::End(_) => ended = true,
+        }
+        if ended {
+            assert_eq!(backup.read(&mut room).await.unwrap(), 0);
+        }
+    }
+    assert!(ended);
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    assert!(manifest["Files"].is_array());
+}
+
+#[tokio::test]
+async fn archives_that_nobody_reads_are_passed_over_on_13() {
+    archives_are_passed_over(13).await;
+}
+
+#[tokio::test]
+async fn archives_that_nobody_reads_are_passed_over_on_15() {
+    archives_are_passed_over(15).await;
 }
 
 #[tokio::test]

@@ -3,12 +3,14 @@
 use std::os::unix::fs::PermissionsExt;
 
 use backup_core::postgres::ConnInfo;
-use backup_core::postgres::wire::{ConnectOptions, Connection, Environment, Mode, sqlstate};
+use backup_core::postgres::wire::{BaseBackupOptions, ConnectOptions, Connection, Environment, Mode, sqlstate};
 use backup_core::{Error, ErrorKind};
 use backup_tests::certificates::{
     Authority, Issued, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256, PKCS_RSA_SHA512,
 };
 use backup_tests::postgres::{NewServer, Server};
+
+use super::commands::{receive, whole};
 
 const HBA: &str = "
 local   all,replication postgres                trust
@@ -147,6 +149,21 @@ async fn passwords_are_shown_to_whom_they_may_be_shown() {
     client.file(".pgpass", "*:*:*:*:s3cret\n", 0o644);
     let error = client.refused("user=strong password=''").await;
     assert!(error.hint().unwrap().contains("chmod 0600"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_base_backup_arrives_whole_by_tls_and_by_tcp() {
+    let server = server(15, &authority().issue("localhost", &["localhost"]), &authority()).await;
+    server.sql("CREATE TABLE t AS SELECT g FROM generate_series(1, 300000) g").await;
+    let client = Client::of(&server);
+    for mode in ["require", "disable"] {
+        let options = client.options(&format!("user=strong sslmode={mode}"));
+        let connection = Connection::connect(&options, Mode::Replication).await.unwrap();
+        let mut backup = connection.base_backup(&BaseBackupOptions::default()).await.unwrap();
+        let (received, result) = receive(&mut backup).await;
+        result.unwrap();
+        whole(&received);
+    }
 }
 
 #[tokio::test]

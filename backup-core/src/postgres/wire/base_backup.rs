@@ -174,8 +174,9 @@ impl BaseBackup {
     /// `Source` with the server's message, or when the connection breaks; nothing comes after that. Page checksums that are wrong are an error
     /// with SQLSTATE `XX001` *after* all data, the manifest and [`BackupEvent::End`], and were notices before.
     pub async fn next(&mut self) -> Result<Option<BackupEvent>> {
-        self.tail = &[];
         loop {
+            // Of whatever archive was passed over.
+            self.tail = &[];
             if let Some(event) = self.ready.pop_front() {
                 return Ok(Some(event));
             }
@@ -187,8 +188,10 @@ impl BaseBackup {
         }
     }
 
-    /// Reads what comes next of the archive, or of the manifest, into `room`, from the socket where it can; how many bytes that were. None when
-    /// it has ended, or when there is no room. Cancel safe.
+    /// Reads what comes next of the archive, or of the manifest, into `room`, from the socket where it can; how many bytes that were. 0 when
+    /// it has ended, when there is no room, and after an error. Cancel safe.
+    ///
+    /// From a Unix socket that a server keeps filling it sleeps for a tenth of a millisecond between reads, on the thread that polls it.
     ///
     /// # Errors
     /// As of [`next`](Self::next).

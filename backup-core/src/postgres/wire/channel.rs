@@ -5,7 +5,7 @@ use std::io::{self, IoSliceMut};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use postgres_protocol::message::backend::Message;
@@ -24,7 +24,7 @@ const READ_BYTES: usize = 256 << 10;
 /// So many messages of copy data, besides the one that is being read, are read at once where they belong: about as much.
 const COPY_AHEAD: usize = 8;
 
-/// A read that emptied the socket of so much, and the pause before the next: meanwhile a server that is this fast sends on, and neither waits to
+/// A read that emptied a Unix socket of so much, and the pause before the next: meanwhile a server that is this fast sends on, and neither waits to
 /// be woken by the other for each 8 KiB. With what the kernel adds it is some 0.1 ms, half of what a Unix socket holds.
 const PACED_BYTES: usize = 32 << 10;
 const PACE: Duration = Duration::from_micros(30);
@@ -58,8 +58,15 @@ struct Copying {
     /// Bytes that the last message had, and the most that one had.
     last: usize,
     most: usize,
-    /// The last read had much, and left nothing.
-    paced: bool,
+    /// When the last read was, if it had much and left nothing.
+    emptied: Option<Instant>,
+}
+
+impl Copying {
+    /// Whether the next messages are likely to be as large as the largest was: in a large file.
+    fn is_steady(&self) -> bool {
+        self.most > 0 && self.last == self.most
+    }
 }
 
 /// What came where copy data was awaited.
@@ -171,6 +178,8 @@ impl Channel {
                         continue;
                     }
                     CopyNext::Other => {
+                        // Another archive may have messages of another size.
+                        self.copy = Copying::default();
                         if let Some(incoming) = frame::take(&mut self.incoming, self.phase).map_err(confused)? {
                             match self.unless_aside(incoming)? {
                                 Some(other) => return Ok(Received::Other(other)),
@@ -180,7 +189,7 @@ impl Channel {
                     }
                     CopyNext::Incomplete => {}
                 }
-                if !self.incoming.is_empty() || self.copy.last < self.copy.most || self.copy.most == 0 {
+                if !self.incoming.is_empty() || !self.copy.is_steady() || !self.socket.fills_several() {
                     self.fill().await?;
                     continue;
                 }
@@ -284,6 +293,9 @@ impl Channel {
         if !rest.is_empty() {
             slices.push(IoSliceMut::new(rest));
         }
+        if !self.copy.is_steady() {
+            ahead = &mut [];
+        }
         for lead in &mut leads {
             if ahead.is_empty() {
                 break;
@@ -292,13 +304,14 @@ impl Channel {
             slices.extend([IoSliceMut::new(&mut lead[..lead_len]), IoSliceMut::new(data)]);
             ahead = further;
         }
-        if std::mem::take(&mut self.copy.paced) {
+        if self.copy.emptied.take().is_some_and(|emptied| emptied.elapsed() < PACE) {
             // A timer of the runtime's would be ten times as long.
             thread::sleep(PACE);
         }
         let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
         let mut unseen = ready!(self.socket.poll_read_vectored(cx, &mut slices))?;
-        self.copy.paced = (PACED_BYTES..wanted).contains(&unseen);
+        let emptied = self.socket.is_local() && (PACED_BYTES..wanted).contains(&unseen);
+        self.copy.emptied = emptied.then(Instant::now);
         if unseen == 0 {
             return Poll::Ready(Ok(None));
         }

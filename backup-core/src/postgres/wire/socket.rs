@@ -17,6 +17,16 @@ pub(super) enum Socket {
 }
 
 impl Socket {
+    /// Whether the server is on this host.
+    pub(super) fn is_local(&self) -> bool {
+        matches!(self, Self::Unix(_))
+    }
+
+    /// Whether one read fills several slices.
+    pub(super) fn fills_several(&self) -> bool {
+        !matches!(self, Self::Tls(_))
+    }
+
     /// Reads into these one after the other, or into the first of them where that is all that can be done at once. None is empty.
     pub(super) fn poll_read_vectored(
         &mut self,
