@@ -237,7 +237,7 @@ impl Receiver {
             let ended = Session::new(self, cluster, size, start, known).run(stream).await;
             let (streaming, next) = match ended.map_err(|e| self.lost(e, start, known))? {
                 Ended::Stopped => return Ok(()),
-                Ended::Timeline(streaming, next) => (streaming, next),
+                Ended::Timeline(streaming, next) => (*streaming, next),
             };
             connection = streaming;
             self.store_history(&mut connection, cluster, next).await?;

@@ -305,8 +305,7 @@ impl Channel {
             ahead = further;
         }
         if self.copy.emptied.take().is_some_and(|emptied| emptied.elapsed() < PACE) {
-            // A timer of the runtime's would be ten times as long.
-            thread::sleep(PACE);
+            pause();
         }
         let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
         let mut unseen = ready!(self.socket.poll_read_vectored(cx, &mut slices))?;
@@ -336,6 +335,11 @@ impl Channel {
         }
         Poll::Ready(Ok(Some(copied)))
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the runtime's timers know nothing shorter than a millisecond")]
+fn pause() {
+    thread::sleep(PACE);
 }
 
 /// Reads once behind what is there.

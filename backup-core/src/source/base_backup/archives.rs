@@ -112,18 +112,15 @@ impl ArchivesLane {
     async fn end(&self, conversation: Arc<Mutex<Conversation>>, stop: WalPosition) -> Result<()> {
         let conversation = Arc::into_inner(conversation).map(Mutex::into_inner);
         let mut talk = conversation.ok_or_else(|| Error::internal(Stage::Source, "an archive is still being read"))?;
-        loop {
-            match talk.backup.next().await {
-                Ok(None) => break,
-                Ok(other) => return Err(out_of_order(other.as_ref())),
-                Err(error) if sqlstate(&error) == Some(DATA_CORRUPTED) => {
-                    self.facts.findings.damaged();
-                    let cause = std::error::Error::source(&error).map(ToString::to_string);
-                    self.facts.findings.warnings().push(cause.unwrap_or_else(|| error.to_string()));
-                    break;
-                }
-                Err(error) => return Err(error),
+        match talk.backup.next().await {
+            Ok(None) => {}
+            Ok(other) => return Err(out_of_order(other.as_ref())),
+            Err(error) if sqlstate(&error) == Some(DATA_CORRUPTED) => {
+                self.facts.findings.damaged();
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                self.facts.findings.warnings().push(cause.unwrap_or_else(|| error.to_string()));
             }
+            Err(error) => return Err(error),
         }
         if let Some(index) = &mut talk.index {
             index.finish().await;

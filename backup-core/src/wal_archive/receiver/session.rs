@@ -31,7 +31,7 @@ pub(super) enum Ended {
     /// We were told to.
     Stopped,
     /// The timeline ended, and this is the next.
-    Timeline(Connection, WalPosition),
+    Timeline(Box<Connection>, WalPosition),
 }
 
 /// A stream, what has come of it, and what of that is durable.
@@ -254,7 +254,7 @@ impl<'a> Session<'a> {
         self.drain().await?;
         self.tidy().await;
         match next {
-            Some(next) => Ok(Ended::Timeline(connection, next)),
+            Some(next) => Ok(Ended::Timeline(Box::new(connection), next)),
             None => Err(Error::new(ErrorKind::Source, Stage::Source, "the server stopped streaming: it shuts down")),
         }
     }
