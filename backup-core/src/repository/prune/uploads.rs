@@ -9,7 +9,7 @@ use super::Prune;
 use super::backups::{is_young, list};
 use super::remove::Remover;
 use super::report::UploadsReport;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::repository::layout::{BackupId, BackupPath, TargetName, parse_volume_name};
 use crate::repository::storage_error;
 use crate::repository::uploads::{Upload, Uploads};
@@ -23,28 +23,25 @@ pub(super) async fn sweep(prune: &Prune, old_before: Timestamp, remover: &Remove
     let failed = |e| storage_error(e, format!("cannot list the unfinished uploads in {}", prune.repository));
     let mut listing = uploads.list();
     loop {
-        let upload = match listing.try_next().await {
-            Ok(Some(upload)) => upload,
+        let (step, is_listing) = match listing.try_next().await {
+            Ok(Some(upload)) => (abort(prune, uploads, &upload, old_before).await, false),
             Ok(None) => return report,
-            Err(e) => {
-                note(prune, remover, &mut report, &failed(e));
-                return report;
-            }
+            Err(e) => (Err(failed(e)), true),
         };
-        // What may not be done to one target's may be to another's.
-        match abort(prune, uploads, &upload, old_before).await {
+        match step {
             Ok(aborted) => report.aborted += u64::from(aborted),
-            Err(e) => note(prune, remover, &mut report, &e),
+            Err(e) => {
+                let refused = matches!(e.kind(), ErrorKind::Config | ErrorKind::Storage | ErrorKind::NotFound);
+                match refused {
+                    true => _ = report.refused.get_or_insert_with(|| e.in_one_line()),
+                    false => remover.problem(prune.repository.to_string(), &e),
+                }
+                // What may not be done to one target's may be to another's; a store that is away is away for all.
+                if is_listing || !refused {
+                    return report;
+                }
+            }
         }
-    }
-}
-
-fn note(prune: &Prune, remover: &Remover<'_>, report: &mut UploadsReport, error: &Error) {
-    match error.kind() {
-        ErrorKind::Config | ErrorKind::Storage | ErrorKind::NotFound => {
-            report.refused.get_or_insert_with(|| error.in_one_line());
-        }
-        _ => remover.problem(prune.repository.to_string(), error),
     }
 }
 

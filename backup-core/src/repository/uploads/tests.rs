@@ -84,7 +84,17 @@ async fn all_pages_are_asked_for_and_what_is_not_below_the_prefix_is_left_out() 
     let first = [("some/prefix/app/a b&amp;c", "one+1", then), ("some/prefixed/x", "two", then)];
     let answers = Answers::new([
         (200, page(&first, &more("some/prefix/app/a b&amp;c", "one+1"))),
-        (200, page(&[("some/prefix/z", "three", "yesterday"), ("some/prefix/../z", "four", then)], "")),
+        (
+            200,
+            page(
+                &[
+                    ("some/prefix/z", "three", "yesterday"),
+                    ("some/prefix/../z", "four", then),
+                    ("/some/prefix/z", "five", then),
+                ],
+                "",
+            ),
+        ),
     ]);
     let credential = AwsCredential { key_id: "AKID".into(), secret_key: "hush".into(), token: Some("token".into()) };
     let access = Access::Aws {

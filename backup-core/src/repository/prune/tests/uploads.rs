@@ -13,6 +13,9 @@ use crate::repository::uploads::tests::{Answers, page};
 struct Aborted {
     uploads: Arc<Mutex<Vec<(String, String)>>>,
     refuses: bool,
+    /// Is away when it is to abort.
+    away: bool,
+    asked: Arc<AtomicUsize>,
 }
 
 #[async_trait]
@@ -30,6 +33,13 @@ impl MultipartStore for Aborted {
     }
 
     async fn abort_multipart(&self, path: &Path, id: &MultipartId) -> StoreResult<()> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        if self.away {
+            return Err(object_store::Error::Generic {
+                store: "test",
+                source: "Server returned non-2xx status code: 503 Service Unavailable: ".into(),
+            });
+        }
         if self.refuses {
             return Err(object_store::Error::PermissionDenied { path: path.to_string(), source: "403".into() });
         }
@@ -97,10 +107,17 @@ async fn a_store_that_refuses_is_told_once_and_is_no_problem() {
     let mut world = World::empty().await;
     let run = world.target.backup(&id_at(world.ago(24 * 30)));
     let uploads = ["1", "2"].map(|id| (run.named("data.00000.vol").to_string(), id, 700));
-    world.uploading(&uploads, &Aborted { refuses: true, ..Aborted::default() });
+    let refusing = Aborted { refuses: true, ..Aborted::default() };
+    world.uploading(&uploads, &refusing);
     let report = world.prune().run(std::slice::from_ref(&world.target)).await.unwrap();
     assert_eq!((report.uploads.aborted, report.problem_count), (0, 0));
     assert!(report.uploads.refused.unwrap().contains("cannot abort an upload of test:"));
+    assert_eq!(refusing.asked.load(Ordering::Relaxed), 2, "the second may be another target's");
+    let away = Aborted { away: true, ..Aborted::default() };
+    world.uploading(&uploads, &away);
+    let report = world.prune().run(std::slice::from_ref(&world.target)).await.unwrap();
+    assert_eq!((report.uploads.refused, report.problem_count), (None, 1));
+    assert_eq!(away.asked.load(Ordering::Relaxed), 1, "it is away for the second, too");
     let answers = Answers::new([(501, String::new())]);
     world.repository.uploads = Some(Arc::new(answers.uploads(Access::Anonymous, Aborted::default())));
     let report = world.prune().run(std::slice::from_ref(&world.target)).await.unwrap();
