@@ -315,6 +315,19 @@ mod tests {
     }
 
     #[test]
+    fn only_a_lane_alone_into_a_directory_reads_far_ahead() {
+        let ahead = |part_mib, lanes: &[Share]| {
+            let limits = Limits { memory_bytes: None, ..limits(0, 2, part_mib) };
+            let plan = limits.for_backup(Compression::Zstd(3), lanes).unwrap();
+            plan.chunk_slots(Share::Full) - limits.lane_slots(Compression::Zstd(3), 2)
+        };
+        assert_eq!(ahead(1, &[Share::Full]), 4);
+        assert_eq!(ahead(1, &BASE_BACKUP), 4);
+        assert_eq!(ahead(1, &[Share::Full; 2]), 1);
+        assert_eq!(ahead(8, &[Share::Full]), 1);
+    }
+
+    #[test]
     fn workers_give_way_before_the_request_is_refused() {
         assert_eq!(limits(64, 4, 8).for_backup(Compression::Zstd(3), &[Share::Full]).unwrap().workers, 4);
         assert!(limits(48, 4, 8).for_backup(Compression::Zstd(19), &[Share::Full]).unwrap().workers < 4);

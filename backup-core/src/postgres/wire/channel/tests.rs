@@ -21,9 +21,8 @@ struct Sent {
 }
 
 /// Data in messages that are mostly of one size, as those of a large file are, and other things between them.
-fn sent(kind: Option<u8>) -> impl Strategy<Value = Sent> {
+fn sent(kind: Option<u8>, usual: impl Strategy<Value = usize>) -> impl Strategy<Value = Sent> {
     let lead: Vec<u8> = kind.into_iter().collect();
-    let usual = prop_oneof![Just(100usize), Just(1000), Just(1)];
     let piece = prop_oneof![6 => Just(None), 2 => (0usize..1200).prop_map(Some), 1 => Just(Some(usize::MAX)), 1 => Just(Some(usize::MAX - 1))];
     (usual, prop::collection::vec(piece, 1..60)).prop_map(move |(usual, pieces)| {
         let mut sent = Sent { bytes: Vec::new(), data: Vec::new(), others: 0 };
@@ -85,12 +84,23 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 proptest! {
     #[test]
     fn data_arrives_whole_however_it_is_cut_and_wherever_it_goes(
-        (kind, sent) in prop_oneof![Just(None), Just(Some(b'd'))].prop_flat_map(|kind| (Just(kind), sent(kind))),
+        (kind, sent) in prop_oneof![Just(None), Just(Some(b'd'))].prop_flat_map(|kind| (Just(kind), sent(kind, prop::sample::select(&[1usize, 100, 1000][..])))),
         step in prop_oneof![1usize..30, 500usize..5000, Just(usize::MAX)],
         rooms in prop::collection::vec(prop_oneof![1usize..10, 50usize..5000], 1..5),
     ) {
         let (data, others) = run(read(&sent, kind, step, &rooms));
         prop_assert_eq!(data, sent.data);
+        prop_assert_eq!(others, sent.others);
+    }
+
+    #[test]
+    fn a_large_file_arrives_whole_in_messages_of_the_size_that_servers_send(
+        (kind, sent) in prop_oneof![Just(None), Just(Some(b'd'))].prop_flat_map(|kind| (Just(kind), sent(kind, Just(32 << 10)))),
+        step in prop_oneof![5_000usize..100_000, Just(usize::MAX)],
+        rooms in prop::collection::vec(prop_oneof![5_000usize..100_000, Just(1 << 20)], 1..5),
+    ) {
+        let (data, others) = run(read(&sent, kind, step, &rooms));
+        prop_assert!(data == sent.data, "{} of {} bytes", data.len(), sent.data.len());
         prop_assert_eq!(others, sent.others);
     }
 }
