@@ -43,17 +43,16 @@ deps: ## install what the suites need
 
 fmt: ## formatting
 	$(CARGO) fmt --all --check
-	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 
 lint: ## clippy and shellcheck, warnings are errors
 	$(CARGO) clippy $(WORKSPACE) --all-targets -- -D warnings
-	shellcheck scripts/* benches/*.sh .ci/run
+	shellcheck scripts/* benches/*.sh fuzz/rustc .ci/run
 
 deny: ## licences, sources and forbidden crates
 	$(CARGO) deny --locked check bans licenses sources 2>&1 | sed 's/^bans /deny: &/'
 
 check-unit: ## unit and property tests
-	$(run_tests) --lib --bins
+	$(run_tests) --lib --bin backup
 
 e2e: ## vectors, conformance, faults, end to end
 	$(run_tests) --test '*'
@@ -107,7 +106,6 @@ build: ## the release binary
 
 format: ## apply the formatting
 	$(CARGO) fmt --all
-	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 
 # Does not build: under sudo there is often no cargo, and its files would be root's.
 SHARE := $(DESTDIR)$(PREFIX)/share

@@ -37,6 +37,7 @@ pub fn preamble(codec: Codec) -> Preamble {
 }
 
 /// A volume under construction, of any content: also such as our writer would never make.
+#[derive(Debug)]
 pub struct Volume {
     key: VolumeKey,
     object: Vec<u8>,
