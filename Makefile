@@ -6,7 +6,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 PREFIX ?= /usr/local
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-FUZZ_SECONDS ?= 5
+FUZZ_SECONDS ?= 10
 
 # Tools that scripts/install-deps built.
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
@@ -75,7 +75,7 @@ examples: ## build and run the examples
 bench: ## run each benchmark once (to measure: make benchmark)
 	$(CARGO) test $(WORKSPACE) --bench '*'
 
-fuzz: ## run each fuzz target for FUZZ_SECONDS (5)
+fuzz: ## run each fuzz target for FUZZ_SECONDS (10)
 	@scripts/fuzz $(FUZZ_SECONDS)
 
 advisories: ## known vulnerabilities; asks the network

@@ -36,6 +36,7 @@ impl Program {
             .arg(program)
             .args(arguments)
             .current_dir(home.path())
+            .env("TMPDIR", home.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -51,6 +51,9 @@ impl SeaweedFs {
             arguments.extend(
                 [
                     "-s3.config=s3.json",
+                    // In /tmp, where they would stay, otherwise.
+                    "-filer.localSocket=filer.sock",
+                    "-s3.localSocket=s3.sock",
                     "-volume.max=100",
                     "-master.volumeSizeLimitMB=64",
                     "-master.telemetry=false",
