@@ -4,9 +4,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use backup_core::postgres::wal::Lsn;
 use backup_tests::host::Host;
 use backup_tests::physical::PublicDir;
 use backup_tests::postgres::{NewServer, Server};
+use backup_tests::site::{opened, until};
 use rustix::process::Signal;
 
 use crate::BACKUP;
@@ -39,15 +41,6 @@ async fn one(server: &Server, sql: &str) -> String {
     server.sql(sql).await[0][0].clone().unwrap_or_default()
 }
 
-/// Waits until a server that recovers takes writes.
-async fn opened(server: &Server) {
-    let begun = Instant::now();
-    while one(server, "SELECT pg_is_in_recovery()").await != "f" {
-        assert!(begun.elapsed() < Duration::from_secs(60), "it does not open: {}", server.log());
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
 #[tokio::test]
 async fn a_lost_primary_costs_no_more_than_the_flush_interval() {
     for major in [13, 15, 18] {
@@ -68,20 +61,27 @@ async fn a_lost_primary_costs_no_more_than_the_flush_interval() {
         let saving = host.backup(["save", "db", "--base-backup", &conninfo]).start();
         let mut committed = Vec::new();
         let mut saving = Some(saving);
-        let mut until = Instant::now() + Duration::from_secs(120);
+        let mut end = Instant::now() + Duration::from_secs(120);
         for n in 1.. {
             server.sql(&insert(n)).await;
-            committed.push(Instant::now());
+            let lsn: Lsn = one(&server, "SELECT pg_current_wal_insert_lsn()").await.parse().unwrap();
+            committed.push((Instant::now(), lsn));
             // Some seconds of writing after the backup, which was made meanwhile.
             if saving.as_mut().is_some_and(|saving| !saving.is_running()) {
                 saving.take().unwrap().wait().id();
-                until = Instant::now() + 8 * FLUSH;
+                end = Instant::now() + 8 * FLUSH;
             }
-            if Instant::now() > until {
+            if Instant::now() > end {
                 break;
             }
         }
-        let durable = one(&server, "SELECT max(flush_lsn) FROM pg_stat_replication").await;
+        let flushed = "SELECT max(flush_lsn) FROM pg_stat_replication";
+        let target = one(&server, flushed).await;
+        // What PostgreSQL meets behind it, and what was acknowledged by then.
+        server.sql(&insert(u32::try_from(committed.len()).unwrap() + 1)).await;
+        until("it is durable", &server, &format!("SELECT ({flushed}) > '{target}'")).await;
+        let durable: Lsn = one(&server, flushed).await.parse().unwrap();
+        let acknowledged = committed.iter().filter(|(_, lsn)| *lsn <= durable).count();
         let killed = Instant::now();
         server.kill();
         std::fs::remove_dir_all(server.data()).unwrap();
@@ -94,7 +94,7 @@ async fn a_lost_primary_costs_no_more_than_the_flush_interval() {
         let owner: &[&str] = if rustix::process::geteuid().is_root() { &["--owner", "postgres"] } else { &[] };
         let restore = |to: &Path, lsn: &[&str]| host.backup(["restore", "db", "--to"]).args([to]).args(lsn).args(owner);
         // The server was told that this is safe, so it can be asked for, though its segment was never full; what comes later cannot.
-        restore(&public.path("to-lsn"), &["--target-lsn", &durable]).run().succeeded();
+        restore(&public.path("to-lsn"), &["--target-lsn", &target]).run().succeeded();
         restore(&public.path("beyond"), &["--target-lsn", "F/0"]).run().failed(10).saying("F/0");
         restore(&server.data(), &[]).run().succeeded();
         server.start();
@@ -103,8 +103,9 @@ async fn a_lost_primary_costs_no_more_than_the_flush_interval() {
         assert_eq!(one(&server, "SELECT max(n) + 1 FROM t").await, rows.to_string(), "{major}: a hole");
         assert_eq!(one(&server, "SELECT count(*) FROM u").await, "0", "{major}: unlogged tables are empty");
         assert_eq!(one(&server, "SELECT bool_and(hash = repeat(md5(n::text), 100)) FROM t").await, "t");
+        assert!(rows > acknowledged, "{major}: {rows} rows, and {acknowledged} were acknowledged");
         // The flush and its upload; a machine that is busy with other tests may take several times as long.
-        let due = committed.iter().filter(|at| **at + 6 * FLUSH < killed).count();
+        let due = committed.iter().filter(|(at, _)| *at + 6 * FLUSH < killed).count();
         assert!(due > 0 && rows > due, "{major}: {rows} rows of {}, and {due} were due", committed.len());
     }
 }

@@ -164,7 +164,7 @@ async fn a_flipped_bit_is_found_in_whatever_stream_its_file_is() {
     }
     server.start();
     // Slow enough that neither lane has taken both when the other comes.
-    let outcome = save(&host, &server, &["--max-rate", "40MiB"]).run();
+    let outcome = save(&host, &server, &["--max-rate", "20MiB"]).run();
     assert_eq!(outcome.code(), Some(3), "{outcome}");
     let id = outcome.text().trim().to_owned();
     let index = host.backup(["restore", &id, "--stream", "files", "--to-stdout"]).run().succeeded();

@@ -88,7 +88,8 @@ impl World {
 
     /// Ends the present segment, and waits until it is archived.
     fn archived(&self) {
-        let segment = self.sql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+        // What is inserted is in the segment, and need not be written yet.
+        let segment = self.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
         self.sql("SELECT pg_switch_wal()");
         for _ in 0..600 {
             if self.sql("SELECT last_archived_wal FROM pg_stat_archiver") >= segment {
@@ -178,6 +179,9 @@ fn every_kind_of_target_is_reached_and_what_is_out_of_reach_is_refused() {
     refused(&id, &["--target-time", &before], "ended after");
     refused("app", &["--target-time", "2100-01-01 00:00:00Z"], "was archived at");
     refused("app", &["--target-lsn", "FFFF/0"], "before LSN FFFF/0");
+    // Of the very end PostgreSQL would not know that it had come there. (Segments are of 1 MiB.)
+    let last = u64::from_str_radix(&world.sql("SELECT last_archived_wal FROM pg_stat_archiver")[16..], 16).unwrap();
+    refused("app", &["--target-lsn", &format!("0/{:X}", (last + 1) << 20)], "stops only where more follows");
     refused("app", &["--target-timeline", "7"], "no history of timeline 7");
     // A hole is no end.
     let archive = backup_tests::host::files_below(&world.public.path("repository/app/wal"));

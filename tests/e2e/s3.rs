@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use backup_tests::data::Data;
 use backup_tests::host::Host;
+use backup_tests::port::Port;
 use backup_tests::s3::{BUCKET, DOMAIN, Recorded, S3, SECRET_KEY};
 use backup_tests::sts::{self, TokenService};
 
@@ -107,8 +108,8 @@ fn a_missing_bucket_is_told_with_a_hint_and_not_made() {
 fn a_dead_endpoint_is_reported_within_a_minute() {
     let server = S3::start();
     let mut host = client(&server);
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    host.set("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{port}"));
+    let nobody = Port::take();
+    host.set("AWS_ENDPOINT_URL", format!("http://{}", nobody.address()));
     let outcome = host.backup(["list"]).within(Duration::from_secs(60)).run().failed(11);
     outcome.saying("could not connect").hinting("endpoint");
 }

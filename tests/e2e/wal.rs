@@ -98,10 +98,17 @@ impl World {
             let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
             names.filter(|name| name.ends_with(".ready")).count()
         };
-        for round in 0..2400 {
-            if waiting() == 0 {
+        let (mut least, mut round) = (usize::MAX, 0);
+        // Two minutes in which it does not get on.
+        while round < 2400 {
+            let left = waiting();
+            if left == 0 {
                 return;
             }
+            if left < least {
+                (least, round) = (left, 0);
+            }
+            round += 1;
             thread::sleep(Duration::from_millis(50));
             // After three failures the archiver sleeps for a minute, unless there is something new.
             if round % 40 == 39 {

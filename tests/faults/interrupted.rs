@@ -83,7 +83,7 @@ fn a_second_signal_ends_it_at_once() {
     // Giving up takes longer than anybody waits.
     server.inject(Rule::new(Fault::Delay(Duration::from_secs(8)), "DELETE", ""));
     running.signal(Signal::INT);
-    thread::sleep(Duration::from_secs(1));
+    until("the upload is given up", || server.has_struck());
     let second = Instant::now();
     running.signal(Signal::INT);
     let outcome = running.wait();

@@ -67,14 +67,20 @@ fn a_save_that_is_killed_as_each_object_appears_leaves_no_broken_backup_listed()
             .find(|p| p.to_string_lossy().ends_with(suffix))
     };
     for object in ["running.json", "data.00000.vol#1", "data.00000.vol", "details.00000.vol", "manifest.json"] {
-        for round in 0..3 {
+        let (mut round, mut missed) = (0, 0);
+        while round < 3 {
             // Ids of the same second sort by chance.
             let _ = std::fs::remove_dir_all(host.path("repository/app"));
-            let running = host.backup(["save", "app"]).stdin(data()).start();
-            let begun = Instant::now();
-            while find(object).is_none() {
-                assert!(begun.elapsed() < Duration::from_secs(60), "{object} does not come");
+            let mut running = host.backup(["save", "app"]).stdin(data()).start();
+            while find(object).is_none() && running.is_running() {}
+            if find(object).is_none() && !running.is_running() {
+                // Some are there for moments only, in which we may have been kept waiting.
+                running.wait().succeeded();
+                missed += 1;
+                assert!(missed < 20, "{object} does not come");
+                continue;
             }
+            round += 1;
             thread::sleep(Duration::from_micros(300 * round));
             kill(running);
             // On a busy machine the signal may come after the end.

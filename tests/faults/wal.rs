@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use backup_tests::host::{Host, Outcome, Run};
+use backup_tests::port::Port;
 use backup_tests::s3::{Fault, Rule, S3};
 use backup_tests::wal::{DataDirectory, name, segment};
 use rustix::process::Signal;
@@ -150,8 +151,8 @@ fn a_history_in_doubt_is_asked_for_again_and_then_warned_of() {
 #[test]
 fn a_store_that_is_down_is_no_end_of_the_archive() {
     let (_server, mut world) = World::on_s3();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    world.host.set("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{port}"));
+    let nobody = Port::take();
+    world.host.set("AWS_ENDPOINT_URL", format!("http://{}", nobody.address()));
     world.fetch(&name(3)).within(Duration::from_secs(90)).run().failed(200).saying("could not connect");
     let name = world.data.add(3, "x");
     let outcome = world.push(&name).args(["--timeout", "3"]).within(Duration::from_secs(20)).run();
@@ -266,14 +267,24 @@ impl World {
     }
 }
 
+/// Waits until the store is asked for a volume, which it does not answer.
+fn until_asked(server: &S3, method: &str) {
+    let begun = Instant::now();
+    while !server.was_asked(|request| request.method == method && request.target.contains(".vol")) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no volume is asked for");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn a_fetch_that_is_told_to_end_dies_of_the_signal() {
     let (server, world) = World::on_s3();
     let world = world.archived(&[3]);
     server.inject(Rule::new(Fault::Delay(Duration::from_secs(30)), "GET", ".vol"));
     for signal in [Signal::TERM, Signal::INT, Signal::QUIT] {
+        server.take_requests();
         let running = world.fetch(&name(3)).start();
-        thread::sleep(Duration::from_millis(1500));
+        until_asked(&server, "GET");
         running.signal(signal);
         let outcome = running.wait();
         assert_eq!(outcome.signal(), Some(signal.as_raw()), "{outcome}");
@@ -289,8 +300,9 @@ fn a_push_that_is_told_to_end_does_so_with_an_exit_code_and_leaves_nothing() {
     let name = world.data.add(3, "x");
     server.inject(Rule::new(Fault::Delay(Duration::from_secs(20)), "PUT", ".vol"));
     for signal in [Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP] {
+        server.take_requests();
         let running = world.push(&name).start();
-        thread::sleep(Duration::from_millis(1500));
+        until_asked(&server, "PUT");
         running.signal(signal);
         let begun = Instant::now();
         let outcome = running.wait().failed(1);

@@ -11,6 +11,7 @@ pub mod kms;
 pub mod moto;
 pub mod network;
 pub mod physical;
+pub mod port;
 pub mod postgres;
 pub mod process;
 pub mod proxy;

@@ -1,7 +1,7 @@
 //! Servers that are programs of their own.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -80,15 +80,6 @@ impl Drop for Program {
         drop(self.guard.stdin.take());
         let _ = self.guard.wait();
     }
-}
-
-/// Ports that nobody listens on now, for programs that have to be told theirs.
-///
-/// # Panics
-/// When there are none left.
-pub fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
-    listeners.map(|listener| listener.local_addr().expect("it is bound").port())
 }
 
 /// A program of a package that `scripts/install-deps test` installed with npm.

@@ -26,6 +26,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::gcs;
 use crate::host::{Host, files_below};
+use crate::port::Port;
 use crate::sts::{SESSION_ACCESS_KEY, SESSION_SECRET_KEY, SESSION_TOKEN};
 use crate::uploads::{self, ListUploads};
 
@@ -50,7 +51,7 @@ type Body = UnsyncBoxBody<Bytes, io::Error>;
 /// A running server with one empty bucket.
 #[derive(Debug)]
 pub struct S3 {
-    address: SocketAddr,
+    port: Port,
     root: TempDir,
     shared: Arc<Shared>,
     service: S3Service,
@@ -125,10 +126,9 @@ impl S3 {
             (service.build(), Arc::new(Shared { root: root.path().to_owned(), google, ..Shared::default() }));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("a runtime");
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("it is bound");
-        let server = Self { address, root, shared, service, accepting: Mutex::new(None), runtime: Some(runtime) };
-        server.accept(listener);
+        let port = Port::take();
+        let server = Self { port, root, shared, service, accepting: Mutex::new(None), runtime: Some(runtime) };
+        server.resume();
         server
     }
 
@@ -145,7 +145,7 @@ impl S3 {
     pub fn stop(&self) {
         lock(&self.accepting).take().expect("it listens").abort();
         // The socket closes when its task has ended.
-        while std::net::TcpStream::connect(self.address).is_ok() {
+        while std::net::TcpStream::connect(self.address()).is_ok() {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -155,12 +155,12 @@ impl S3 {
     /// # Panics
     /// When that is taken.
     pub fn resume(&self) {
-        self.accept(std::net::TcpListener::bind(self.address).expect("its own port"));
+        self.accept(std::net::TcpListener::bind(self.address()).expect("its own port"));
     }
 
     /// `http://127.0.0.1:port`.
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.address())
     }
 
     /// Makes `host` a client, with credentials, and its repository a prefix of the bucket.
@@ -170,7 +170,7 @@ impl S3 {
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.port.address()
     }
 
     /// The keys of all objects but the records of runs.
@@ -207,6 +207,11 @@ impl S3 {
     /// All requests since the start or the last call.
     pub fn take_requests(&self) -> Vec<Recorded> {
         std::mem::take(&mut *lock(&self.shared.requests))
+    }
+
+    /// Whether there was such a request since the start or the last [`take_requests`](Self::take_requests).
+    pub fn was_asked(&self, is_it: impl Fn(&Recorded) -> bool) -> bool {
+        lock(&self.shared.requests).iter().any(is_it)
     }
 
     /// The most requests that read an object at once.
@@ -295,7 +300,7 @@ async fn serve(stream: TcpStream, service: S3Service, shared: Arc<Shared>) {
 
 impl Shared {
     async fn answer(
-        &self,
+        self: &Arc<Self>,
         mut request: Request<Incoming>,
         service: S3Service,
         socket: &OwnedFd,
@@ -350,7 +355,16 @@ impl Shared {
         if self.google {
             gcs::from_s3(&mut response);
         }
-        drop(reading);
+        if let Some(reading) = reading {
+            // Until its last byte was taken.
+            response = response.map(|body| {
+                let counted = body.map_frame(move |frame| {
+                    let _ = &reading;
+                    frame
+                });
+                counted.boxed_unsync()
+            });
+        }
         match fault {
             Some(Fault::LoseAnswer) => Err(reset(socket)),
             Some(Fault::AnswerLate(time)) => {
@@ -382,17 +396,17 @@ fn uses_session(headers: &HeaderMap) -> bool {
 }
 
 /// Counts a request among those that are being served.
-struct Reading<'a>(&'a Shared);
+struct Reading(Arc<Shared>);
 
-impl<'a> Reading<'a> {
-    fn begin(shared: &'a Shared) -> Self {
+impl Reading {
+    fn begin(shared: &Arc<Shared>) -> Self {
         let now = shared.reading.fetch_add(1, Ordering::Relaxed) + 1;
         shared.reading_max.fetch_max(now, Ordering::Relaxed);
-        Self(shared)
+        Self(Arc::clone(shared))
     }
 }
 
-impl Drop for Reading<'_> {
+impl Drop for Reading {
     fn drop(&mut self) {
         self.0.reading.fetch_sub(1, Ordering::Relaxed);
     }

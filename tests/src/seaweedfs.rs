@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::host::Host;
-use crate::process::{Program, free_ports};
+use crate::port::Port;
+use crate::process::Program;
 use crate::s3::{ACCESS_KEY, BUCKET, SECRET_KEY, ask_with, make_bucket};
 
 /// Who may use it, in the words of its configuration.
@@ -17,6 +18,7 @@ const IDENTITIES: &str = r#"{"identities": [{"name": "backup", "actions": ["Admi
 pub struct SeaweedFs {
     address: SocketAddr,
     _program: Program,
+    _ports: [Port; 8],
 }
 
 impl SeaweedFs {
@@ -26,7 +28,9 @@ impl SeaweedFs {
     /// When it is not installed.
     pub fn start() -> Self {
         let weed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/venv/bin/weed");
-        let [master, volume, filer, s3, master_grpc, volume_grpc, filer_grpc, s3_grpc] = free_ports();
+        let ports = [(); 8].map(|()| Port::take());
+        let [master, volume, filer, s3, master_grpc, volume_grpc, filer_grpc, s3_grpc] =
+            ports.each_ref().map(Port::number);
         let program = Program::start(&weed, |home| {
             let identities = IDENTITIES.replace("ACCESS", ACCESS_KEY).replace("SECRET", SECRET_KEY);
             fs::write(home.join("s3.json"), identities).expect("a file");
@@ -34,7 +38,7 @@ impl SeaweedFs {
             let mut arguments = ["server", "-dir=data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
                 .map(str::to_owned)
                 .to_vec();
-            let ports = [
+            let listening = [
                 ("master.port", master),
                 ("master.port.grpc", master_grpc),
                 ("volume.port", volume),
@@ -47,7 +51,7 @@ impl SeaweedFs {
                 ("s3.port.iceberg", 0),
                 ("s3.port.lance", 0),
             ];
-            arguments.extend(ports.map(|(name, port)| format!("-{name}={port}")));
+            arguments.extend(listening.map(|(name, port)| format!("-{name}={port}")));
             arguments.extend(
                 [
                     "-s3.config=s3.json",
@@ -66,7 +70,7 @@ impl SeaweedFs {
         let address = SocketAddr::from(([127, 0, 0, 1], s3));
         // It listens before it can keep anything.
         program.until(|_| make_bucket(address, BUCKET).then_some(()));
-        Self { address, _program: program }
+        Self { address, _program: program, _ports: ports }
     }
 
     /// Makes a bucket in which all that is stored can be removed by nobody for a day.

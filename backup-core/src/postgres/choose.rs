@@ -115,9 +115,13 @@ fn fit_of(candidate: &Candidate, archives: &Archives, wanted: &Wanted) -> Result
         return Err(Misfit::LogIsMissing { reach });
     }
     match &wanted.target {
-        Some(RecoveryTarget::Lsn(lsn)) if *lsn > reach => return Err(Misfit::EndsBeforeLsn { reach }),
+        // PostgreSQL stops at the first record that begins there or later, and does not open when there is none. Of a backup's own end the
+        // record that switches the segment follows.
+        Some(RecoveryTarget::Lsn(lsn)) if *lsn > reach || *lsn == reach && reach != cluster.stop_lsn => {
+            return Err(Misfit::EndsBeforeLsn { reach });
+        }
         Some(RecoveryTarget::Time(time)) if archived.is_none_or(|newest| newest < time.moment()) => {
-            return Err(Misfit::EndsBeforeTime { reach, archived });
+            return Err(Misfit::EndsBeforeTime { archived });
         }
         None if !wanted.streams => {
             if let Some(next) = archive.next_after(&history, reach) {

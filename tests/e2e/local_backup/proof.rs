@@ -93,7 +93,7 @@ async fn a_clone_of_the_directory_is_not_taken_for_the_server() {
     let server = NewServer::of_major(15).start();
     let host = Host::initialised(BACKUP);
     for (n, wal) in [&[][..], &["--no-wal"]].into_iter().enumerate() {
-        let clone = server.directory().join(format!("clone{n}"));
+        let clone = host.path(format!("clone{n}"));
         let copied = Command::new("cp").arg("-a").arg(server.data()).arg(&clone).status().unwrap();
         assert!(copied.success());
         let save = |method: &[&str]| save_seeing(&host, &clone, &server, &[method, wal].concat());

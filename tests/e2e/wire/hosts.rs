@@ -6,12 +6,8 @@ use std::time::Duration;
 use backup_core::postgres::ConnInfo;
 use backup_core::postgres::wire::{ConnectOptions, Connection, Environment, Mode, sqlstate};
 use backup_core::{Error, ErrorKind};
+use backup_tests::port::Port;
 use backup_tests::postgres::{NewServer, Server};
-
-/// A port where nobody listens.
-fn nobody() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 async fn connect(text: &str, mode: Mode) -> Result<Connection, Error> {
     let options =
@@ -28,7 +24,8 @@ async fn port(text: &str, mode: Mode) -> Result<u16, Error> {
 #[tokio::test]
 async fn a_host_that_is_not_there_gives_way_to_the_next() {
     let server = NewServer::of_major(15).start();
-    let (dead, alive, directory) = (nobody(), server.port(), server.directory().display());
+    let nobody = Port::take();
+    let (dead, alive, directory) = (nobody.number(), server.port(), server.directory().display());
     for hosts in [
         format!("host=127.0.0.1,127.0.0.1 port={dead},{alive}"),
         format!("host=no-such-host.invalid,localhost port={alive}"),

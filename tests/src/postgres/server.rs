@@ -1,6 +1,5 @@
 //! A server of a test's own: of any major version, with its settings, files and fate.
 
-use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::{SERVER_USER, pg_cluster, try_pg_cluster};
+use crate::port::Port;
 
 /// The majors that tests can have: 15 comes from the distribution, the others below `target/postgres`.
 pub const MAJORS: [u32; 6] = [13, 14, 15, 16, 17, 18];
@@ -32,7 +32,7 @@ pub struct NewServer {
 pub struct Server {
     programs: PathBuf,
     directory: PathBuf,
-    port: u16,
+    port: Port,
 }
 
 impl NewServer {
@@ -82,7 +82,7 @@ impl NewServer {
     #[must_use]
     pub fn standby_of(mut self, primary: &Server) -> Self {
         let directory = primary.directory.display();
-        self.from = Some(format!("host={directory} port={} user=postgres", primary.port));
+        self.from = Some(format!("host={directory} port={} user=postgres", primary.port()));
         self
     }
 
@@ -94,8 +94,8 @@ impl NewServer {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let (process, number) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = PathBuf::from(format!("/tmp/backup-test-pg.{process}.{number}"));
-        let port = free_port();
-        let settings = format!("listen_addresses = '127.0.0.1'\nport = {port}\n{}", self.settings);
+        let port = Port::take();
+        let settings = format!("listen_addresses = '127.0.0.1'\nport = {}\n{}", port.number(), self.settings);
         let new = self.file("postgresql.conf", &settings);
         let mut environment = vec![
             ("PG_CLUSTER_FILES", new.files.path().display().to_string()),
@@ -145,7 +145,7 @@ impl Server {
 
     /// Its port, in the socket's name too.
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// What it has logged.
@@ -158,7 +158,7 @@ impl Server {
     /// # Panics
     /// When libpq would refuse them.
     pub fn options(&self, parameters: &str) -> ConnectOptions {
-        let environment = Environment::empty().with("PGUSER", "postgres").with("PGPORT", &self.port.to_string());
+        let environment = Environment::empty().with("PGUSER", "postgres").with("PGPORT", &self.port().to_string());
         let conninfo = ConnInfo::parse(parameters).expect("a connection string");
         let environment = environment.with("PGHOST", &self.directory.display().to_string());
         ConnectOptions::resolve(&conninfo, &environment).expect("options for a connection")
@@ -184,7 +184,7 @@ impl Server {
 
     /// A connection string for clients, by the socket.
     pub fn conninfo(&self) -> String {
-        format!("host={} port={} user=postgres", self.directory.display(), self.port)
+        format!("host={} port={} user=postgres", self.directory.display(), self.port())
     }
 
     /// Runs a program of the distribution's PostgreSQL as a client of this server; returns its standard output.
@@ -194,7 +194,7 @@ impl Server {
     pub fn client(&self, name: &str, arguments: &[&str]) -> String {
         let program = Path::new("/usr/lib/postgresql/15/bin").join(name);
         let mut command = Command::new(&program);
-        command.env("PGHOST", &self.directory).env("PGPORT", self.port.to_string()).env("PGUSER", "postgres");
+        command.env("PGHOST", &self.directory).env("PGPORT", self.port().to_string()).env("PGUSER", "postgres");
         let output = command.args(arguments).output().unwrap_or_else(|e| panic!("{}: {e}", program.display()));
         let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{name} {arguments:?}: {said}\n{complained}");
@@ -310,10 +310,4 @@ fn status(process: i32) -> Option<(String, i32)> {
     let line = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     let mut fields = line.rsplit_once(") ")?.1.split(' ');
     Some((fields.next()?.to_owned(), fields.next()?.parse().ok()?))
-}
-
-/// A port that nobody uses now.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("bound").port()
 }

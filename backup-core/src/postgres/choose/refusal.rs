@@ -4,6 +4,7 @@ use jiff::Timestamp;
 
 use super::{Candidate, Wanted};
 use crate::error::{Error, ErrorKind, Stage};
+use crate::format::ClusterEntry;
 use crate::postgres::recovery::RecoveryTarget;
 use crate::postgres::wal::{Lsn, Timeline};
 
@@ -18,10 +19,10 @@ pub(super) enum Misfit {
     NoHistory(Timeline),
     /// The log that the backup itself needs is not there.
     LogIsMissing { reach: Lsn },
-    /// The log ends before the wanted position.
+    /// The log ends before the wanted position, or there.
     EndsBeforeLsn { reach: Lsn },
     /// The log ends before the wanted moment, as far as the times tell at which it was archived.
-    EndsBeforeTime { reach: Lsn, archived: Option<Timestamp> },
+    EndsBeforeTime { archived: Option<Timestamp> },
     /// Everything was wanted, and in the middle something is missing.
     Gap { reach: Lsn, next: Lsn },
 }
@@ -79,24 +80,38 @@ fn explain(candidate: &Candidate, misfit: &Misfit, wanted: &Wanted) -> (String, 
             "archive the missing segments, or choose a backup that holds its own log".to_owned(),
         ),
         Misfit::EndsBeforeLsn { reach } => (
-            format!("the log from backup {id} ends at {reach}, before {target}"),
-            format!("'--target-lsn {reach}' is the furthest that can be reached"),
+            match wanted.target == Some(RecoveryTarget::Lsn(*reach)) {
+                true => {
+                    format!("the log from backup {id} ends at {target}, and PostgreSQL stops only where more follows")
+                }
+                false => format!("the log from backup {id} ends at {reach}, before {target}"),
+            },
+            "leave out the target to recover all there is".to_owned(),
         ),
-        Misfit::EndsBeforeTime { archived: Some(newest), reach } => (
+        Misfit::EndsBeforeTime { archived: Some(newest) } => (
             format!("the newest log that follows backup {id} was archived at {newest}, before {target}"),
-            format!(
-                "'--target-time {newest}' is the latest that can be asked for; '--target-lsn {reach}' recovers all there is"
-            ),
+            "leave out the target to recover all there is".to_owned(),
         ),
-        Misfit::EndsBeforeTime { archived: None, .. } => (
+        Misfit::EndsBeforeTime { archived: None } => (
             format!("there is no log that follows backup {id}, which ended at {}", cluster.stopped),
             "leave out the target to restore the backup as it is".to_owned(),
         ),
         Misfit::Gap { reach, next } => (
             format!("the archive has a gap: it ends at {reach} and goes on at {next}"),
-            format!("'--target-lsn {reach}' recovers up to the gap, '--target immediate' the backup alone"),
+            match before_gap(cluster, *reach) {
+                Some(lsn) => {
+                    format!("'--target-lsn {lsn}' stops before the gap, '--target immediate' at the backup's end")
+                }
+                None => "'--target immediate' recovers the backup alone".to_owned(),
+            },
         ),
     }
+}
+
+/// A position in the last segment before a gap at `reach`, behind which a record is certain to begin; if that is not the backup's own.
+fn before_gap(cluster: &ClusterEntry, reach: Lsn) -> Option<Lsn> {
+    let start = cluster.wal_segment_bytes.start_of(Lsn(reach.0.checked_sub(1)?));
+    (start > cluster.stop_lsn).then_some(start)
 }
 
 fn describe(wanted: &Wanted) -> String {

@@ -86,7 +86,7 @@ fn the_newest_backup_that_ends_before_the_target_is_chosen() {
         (time(950), "six"),
         (lsn(6 * SEGMENT + 399), "two"),
         (lsn(6 * SEGMENT + 400), "six"),
-        (lsn(10 * SEGMENT), "six"),
+        (lsn(10 * SEGMENT - 1), "six"),
         (Some(RecoveryTarget::Immediate), "six"),
         (Some(RecoveryTarget::Xid(7)), "six"),
         (None, "six"),
@@ -108,12 +108,12 @@ fn what_is_out_of_reach_is_refused_with_what_is_within() {
     assert!(before.ends_with("2027-01-15T08:03:20Z, LSN 0/2000190"), "{before}");
     let after = refused(time(951));
     assert!(after.contains("six was archived at 2027-01-15T08:15:50Z, before 2027-01-15 08:15:51+00:00"), "{after}");
-    assert!(after.contains("'--target-time 2027-01-15T08:15:50Z' is the latest"), "{after}");
+    assert!(after.ends_with("leave out the target to recover all there is"), "{after}");
     let beyond = refused(lsn(10 * SEGMENT + 1));
-    assert!(
-        beyond.contains("ends at 0/A000000, before LSN 0/A000001 | '--target-lsn 0/A000000' is the furthest"),
-        "{beyond}"
-    );
+    assert!(beyond.contains("ends at 0/A000000, before LSN 0/A000001 | leave out the target"), "{beyond}");
+    // There the server would say that recovery ended before the target was reached, and not open.
+    let end = refused(lsn(10 * SEGMENT));
+    assert!(end.contains("ends at LSN 0/A000000, and PostgreSQL stops only where more follows | leave out"), "{end}");
     refused(lsn(2 * SEGMENT));
     assert!(chosen(&[], &archives, &to(None)).unwrap_err().contains("no good base backup"));
 }
@@ -127,8 +127,10 @@ fn a_gap_in_the_archive_is_never_passed_over() {
     let archives = archives(inventory);
     let refused = |target| chosen(&backups, &archives, &to(target)).unwrap_err();
     assert!(refused(None).starts_with(
-        "the archive has a gap: it ends at 0/7000000 and goes on at 0/8000000 | '--target-lsn 0/7000000'"
+        "the archive has a gap: it ends at 0/7000000 and goes on at 0/8000000 | '--target immediate' recovers the backup alone"
     ));
+    assert!(chosen(&backups[..1], &archives, &to(None)).unwrap_err().contains("'--target-lsn 0/6000000' stops before"));
+    assert_eq!(chosen(&backups[..1], &archives, &to(lsn(6 * SEGMENT))).as_deref(), Ok("two"));
     assert!(refused(lsn(9 * SEGMENT)).contains("ends at 0/7000000"));
     assert!(refused(time(700)).contains("archived at"));
     assert_eq!(chosen(&backups, &archives, &to(time(640))).as_deref(), Ok("six"));

@@ -79,14 +79,16 @@ async fn a_first_repository_that_is_away_is_waited_for_once_and_not_at_every_ste
     let all = Repositories::default().at("first", first, true).and(two.repositories[1].clone());
     let identity: Arc<dyn Identity> = Arc::new(two.world.identity.clone());
     let options = FetcherOptions { prefetch: 4, ..FetcherOptions::default() };
-    let begun = Instant::now();
+    let mut took = Vec::new();
     for to in ["RECOVERYXLOG", "AGAIN"] {
+        let begun = Instant::now();
         let fetcher =
             Fetcher::new(all.clone(), two.world.target(), vec![Arc::clone(&identity)], options.clone()).unwrap();
         fetcher.fetch(name(3).parse().unwrap(), &two.world.pg_wal(to)).await.unwrap();
+        took.push(begun.elapsed());
     }
-    // A second is what the next one waits for.
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    // A second is what the next one waits for, the first time.
+    assert!(took[0] >= Duration::from_secs(1) && took[1] < Duration::from_secs(1), "{took:?}");
 }
 
 #[tokio::test]
