@@ -15,6 +15,7 @@ mod absent;
 mod ahead;
 mod archiver;
 mod ask;
+mod branch;
 mod digest;
 mod epoch;
 mod fetcher;

@@ -39,6 +39,29 @@ fn unpack(tar: &[u8], directory: &Path) {
 }
 
 #[tokio::test]
+async fn a_backup_that_is_being_taken_is_no_synchronous_standby() {
+    let server = NewServer::of_major(15)
+        .setting("synchronous_standby_names", "*")
+        // Half of that after the last word it asks for one.
+        .setting("wal_sender_timeout", "1s")
+        .start();
+    server.sql("CREATE TABLE t AS SELECT g, md5(g::text) FROM generate_series(1, 100000) g").await;
+    let host = Host::initialised(BACKUP);
+    let mut running = save(&host, &server, &["--max-rate", "4MiB"]).start();
+    let heard = "SELECT sync_state, flush_lsn IS NULL FROM pg_stat_replication WHERE write_lsn IS NOT NULL";
+    let row = loop {
+        if let Some(row) = server.sql(heard).await.into_iter().next() {
+            break row;
+        }
+        assert!(running.is_running(), "it is over before it was heard");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    let row: Vec<_> = row.iter().map(Option::as_deref).collect();
+    assert_eq!(row, [Some("async"), Some("t")]);
+    running.wait().id();
+}
+
+#[tokio::test]
 async fn every_grammar_of_the_protocol_gives_a_backup_that_is_complete() {
     for major in [13, 15, 18] {
         let server = NewServer::of_major(major).start();

@@ -11,6 +11,7 @@ use backup_tests::postgres::{NewServer, Server};
 use backup_tests::site::{opened, until};
 use rustix::process::Signal;
 
+use super::recovery::documented;
 use crate::BACKUP;
 
 /// How often what is new becomes durable.
@@ -108,4 +109,44 @@ async fn a_lost_primary_costs_no_more_than_the_flush_interval() {
         let due = committed.iter().filter(|(at, _)| *at + 6 * FLUSH < killed).count();
         assert!(due > 0 && rows > due, "{major}: {rows} rows of {}, and {due} were due", committed.len());
     }
+}
+
+/// The same with a standby that followed the archive: it takes over with what was received of the last segment, as its page says.
+#[tokio::test]
+async fn a_standby_takes_over_with_what_was_received_of_the_last_segment() {
+    let public = PublicDir::new();
+    let host = host(&public);
+    let server = NewServer::of_major(15).initdb("--wal-segsize=1").setting("synchronous_commit", "on").start();
+    server.sql("CREATE TABLE t (n int)").await;
+    let receive = ["wal", "receive", &server.conninfo(), "--slot", "backup", "--create-slot", "--flush-interval", "1"];
+    let receiving = host.backup(receive).start();
+    until("it is received from", &server, "SELECT count(*) > 0 FROM pg_stat_replication").await;
+    host.backup(["save", "db", "--base-backup", &server.conninfo()]).run().id();
+    server.sql("INSERT INTO t SELECT generate_series(1, 500)").await;
+    let lsn = one(&server, "SELECT pg_current_wal_insert_lsn()").await;
+    let durable = format!("SELECT coalesce(bool_or(flush_lsn >= '{lsn}'), false) FROM pg_stat_replication");
+    until("it is durable", &server, &durable).await;
+    server.kill();
+    std::fs::remove_dir_all(server.data()).unwrap();
+    receiving.signal(Signal::TERM);
+    receiving.wait().succeeded();
+
+    for path in ["repository", "identity.txt"] {
+        give(&public.path(path), &server.directory().join("log"));
+    }
+    let owner: &[&str] = if rustix::process::geteuid().is_root() { &["--owner", "postgres"] } else { &[] };
+    host.backup(["restore", "db", "--standby", "--to"]).args([server.data()]).args(owner).run().succeeded();
+    server.start();
+    // It has replayed what whole segments hold, which is less.
+    let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'");
+    assert_eq!(one(&server, &replayed).await, "f");
+    let sections = documented("STANDBY.md");
+    let (_, commands) = sections.iter().find(|(heading, _)| heading == "Taking over").expect("that section");
+    let statements = commands.iter().skip(1).take_while(|line| *line != "SQL");
+    let file = host.write("take-over.sql", statements.map(|line| format!("{line}\n")).collect::<String>());
+    server.client("psql", &["-X", "-Atq", "-f", file.to_str().unwrap()]);
+    until("it replays the rest", &server, &replayed).await;
+    server.sql("SELECT pg_promote()").await;
+    opened(&server).await;
+    assert_eq!(one(&server, "SELECT count(*) FROM t").await, "500");
 }

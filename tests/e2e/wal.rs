@@ -268,7 +268,7 @@ fn recovery_stops_when_in_doubt_and_ends_where_the_archive_does() {
     assert_eq!(check["clusters"][0]["timelines"][1]["history"], true);
 
     // The old primary, promoted apart from the copy, finds its timeline taken.
-    std::fs::write(world.host.path("00000002.history"), "2\t0/1\tanother\n").unwrap();
+    std::fs::write(world.host.path("00000002.history"), "1\t0/1\tanother\n").unwrap();
     let push = world.host.backup(["wal", "push", "00000002.history", "--system-identifier"]);
     let cluster = check["clusters"][0]["system_identifier"].as_str().unwrap();
     push.args([cluster]).run().failed(11).saying("timeline 2 is taken").hinting("When a timeline is taken");

@@ -130,6 +130,27 @@ fn on_s3_the_end_of_the_archive_is_told_from_everything_else() {
     world.doubts(|| world.fetch(&name(3))).saying("there is no repository");
 }
 
+/// A later timeline's history says that the log of this one went on, though nothing later of it is archived.
+#[test]
+fn a_segment_that_was_written_before_the_branch_is_no_end_of_the_archive() {
+    let world = World::in_directory().archived(&[3]);
+    // Segments are of 1 MiB: it was left in the middle of segment 6.
+    std::fs::write(world.host.path("00000002.history"), "1\t0/680000\tno recovery target specified\n").unwrap();
+    world.push("../../00000002.history").run().succeeded();
+    for missing in [4, 5] {
+        world.doubts(|| world.fetch(&name(missing))).saying("timeline 2 went on from 0/680000").hinting("gap");
+    }
+    for end in [6, 7] {
+        assert_eq!(world.fetch(&name(end)).run().code(), Some(1), "{end}");
+    }
+    for (text, why) in
+        [("", "no timeline is in it"), ("no history\n", "is not what its name says"), ("7\t0/1\n", "rise")]
+    {
+        std::fs::write(world.host.path("00000003.history"), text).unwrap();
+        world.push("../../00000003.history").run().failed(1).saying(why);
+    }
+}
+
 /// A standby that takes doubt for "there is no such timeline" follows one that was left.
 #[test]
 fn a_history_in_doubt_is_asked_for_again_and_then_warned_of() {

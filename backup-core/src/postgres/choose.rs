@@ -107,7 +107,7 @@ fn fit_of(candidate: &Candidate, archives: &Archives, wanted: &Wanted) -> Result
     if ends_after {
         return Err(Misfit::EndsAfter);
     }
-    let history = history_to(cluster, archive, wanted.timeline)?;
+    let history = history_to(cluster, archive, wanted)?;
     // What the backup holds itself needs no archive.
     let from = if cluster.wal_included { cluster.stop_lsn } else { cluster.start_lsn };
     let (reach, archived) = archive.reach(&history, from);
@@ -136,14 +136,23 @@ fn fit_of(candidate: &Candidate, archives: &Archives, wanted: &Wanted) -> Result
 }
 
 /// The history of the timeline to recover along, which the backup must be part of.
-fn history_to(cluster: &ClusterEntry, archive: &Inventory, timeline: TargetTimeline) -> Result<History, Misfit> {
+fn history_to(cluster: &ClusterEntry, archive: &Inventory, wanted: &Wanted) -> Result<History, Misfit> {
     let own = |timeline: Timeline| {
         // The history of the backup's own timeline may never have been archived; what came before the backup is not needed.
         archive.history(timeline).cloned().unwrap_or_else(|| History::of_first(timeline))
     };
-    let number = match timeline {
+    let number = match wanted.timeline {
         TargetTimeline::Current => cluster.timeline,
-        TargetTimeline::Latest => archive.newest_descendant(cluster.timeline, cluster.stop_lsn),
+        TargetTimeline::Latest => {
+            let newest = archive.newest_descendant(cluster.timeline, cluster.stop_lsn);
+            // Without its history it cannot be told whether a newer one descends from this, and PostgreSQL would quietly leave it out.
+            match archive.newest_without_history().filter(|orphan| *orphan > newest) {
+                Some(orphan) if wanted.target != Some(RecoveryTarget::Immediate) => {
+                    return Err(Misfit::WithoutHistory(orphan));
+                }
+                _ => newest,
+            }
+        }
         TargetTimeline::Number(number) => number,
     };
     if number == cluster.timeline {

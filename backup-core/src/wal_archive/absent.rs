@@ -16,6 +16,9 @@ use crate::postgres::wal::{SegmentName, WalFile};
 use crate::repository::Repository;
 use crate::repository::layout::WalPath;
 
+pub(super) const GAP_HINT: &str =
+    "see 'When the archive has a gap' in docs/ARCHIVING.md; 'backup wal check' shows the gaps of each timeline";
+
 /// What stands in the place of a file that was not found.
 #[derive(Debug)]
 pub(super) enum Absence {
@@ -55,11 +58,7 @@ pub(super) async fn absence(
                 return Ok(Absence::Certain);
             }
             let message = format!("the archive has a hole: {} is missing, and {later} is there", archive.file(file));
-            Ok(Absence::Hole(
-                Error::new(ErrorKind::Integrity, Stage::Fetch, message).with_hint(
-                    "see 'When the archive has a gap' in docs/ARCHIVING.md; 'backup wal check' shows all gaps",
-                ),
-            ))
+            Ok(Absence::Hole(Error::new(ErrorKind::Integrity, Stage::Fetch, message).with_hint(GAP_HINT)))
         }
     }
 }

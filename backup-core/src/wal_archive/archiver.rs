@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ahead::{Ahead, Mark};
 use super::epoch::{Epoch, Epochs};
-use super::local_file::{Digested, LocalFile};
+use super::local_file::{Digested, LocalFile, check_history};
 use super::reference::Reference;
 use super::seal::{Sealing, Written};
 use super::stored::StoredFile;
@@ -261,6 +261,9 @@ impl Archiver {
         name: WalFile,
         bytes: Bytes,
     ) -> Result<Vec<Repository>> {
+        if let WalFile::History(timeline) = name {
+            check_history(timeline, &bytes, FilePath::new(&name.to_string()))?;
+        }
         let file = LocalFile::received(name, cluster, bytes);
         let digested = file.digest(&self.0.tools).await?;
         self.open().await?;

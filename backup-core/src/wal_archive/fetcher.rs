@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
 
-use super::absent::{Absence, absence};
+use super::absent::{Absence, GAP_HINT, absence};
 use super::ask::{Asked, ask};
+use super::branch::left_behind;
 use super::local_file::{check_segment, cluster_beside};
 use super::prefetched::{Prefetched, Temporary};
 use super::stored::StoredFile;
@@ -160,7 +161,18 @@ impl Fetcher {
             try_join_all(all.iter().map(|repository| repository.confirm())).await?;
             return Ok(Attempt::Absent);
         }
-        match absence(&all, &archive, file, to).await? {
+        let absence = absence(&all, &archive, file, to).await?;
+        if let (Absence::Certain | Absence::Tail(_), WalFile::Segment(segment)) = (&absence, file) {
+            let Inner { keys, tools, .. } = &*self.0;
+            let left = all.iter().map(|repository| left_behind(repository, &archive, segment, (keys, tools)));
+            if let Some((timeline, lsn)) = try_join_all(left).await?.into_iter().flatten().next() {
+                let file = archive.file(file);
+                let message =
+                    format!("the archive has a hole: {file} is missing, and timeline {timeline} went on from {lsn}");
+                return Ok(Attempt::Hole(Error::new(ErrorKind::Integrity, Stage::Fetch, message).with_hint(GAP_HINT)));
+            }
+        }
+        match absence {
             Absence::Certain => Ok(Attempt::Absent),
             Absence::Tail(segment) => self.place_tail(&all, &archive, segment, to).await,
             Absence::Hole(error) => Ok(Attempt::Hole(error)),

@@ -16,7 +16,7 @@ use crate::format::Plaintext;
 use crate::pipeline::Buffer;
 use crate::postgres::control;
 use crate::postgres::wal::page::{FIRST_PAGE_HEADER_LEN, FirstPage};
-use crate::postgres::wal::{SegmentName, SystemIdentifier, WalFile};
+use crate::postgres::wal::{History, SegmentName, SystemIdentifier, Timeline, WalFile};
 
 /// Where the bytes of a file are.
 #[derive(Debug, Clone)]
@@ -82,6 +82,9 @@ impl LocalFile {
                 })?,
             },
         };
+        if let WalFile::History(timeline) = name {
+            check_history(timeline, &std::fs::read(&path).map_err(failed)?, &path)?;
+        }
         let cut = Cut { len, chunk_size: CHUNK_SIZE };
         Ok(Self { name, path, system_identifier, cut, contents: Contents::File(Arc::new(file)) })
     }
@@ -148,6 +151,16 @@ pub(super) fn cluster_beside(path: &Path) -> Result<Option<SystemIdentifier>> {
         }
     }
     Ok(None)
+}
+
+/// Checks that `text` is the history of a timeline: every restore reads what is archived, and nothing takes its place.
+pub(super) fn check_history(timeline: Timeline, text: &[u8], path: &Path) -> Result<()> {
+    let not_it = || source_error(format!("{} is not what its name says", path.display()));
+    let history = std::str::from_utf8(text).map_err(|e| not_it().with_source(e))?;
+    match History::parse(timeline, history).map_err(|e| not_it().with_source(e))?.ancestors() {
+        [] => Err(source_error(format!("{} is not what its name says: no timeline is in it", path.display()))),
+        _ => Ok(()),
+    }
 }
 
 /// Whether the file at `path` is the segment `name` of the cluster. Blocks.

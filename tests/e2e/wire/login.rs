@@ -189,6 +189,15 @@ async fn only_the_methods_that_were_allowed_are_used() {
 }
 
 #[tokio::test]
+async fn a_secret_of_more_iterations_than_are_done_is_named() {
+    let server = server(18, &authority().issue("localhost", &["localhost"]), &authority()).await;
+    server.sql("SET scram_iterations = 200000; ALTER ROLE strong PASSWORD 's3cret'").await;
+    let error = Client::of(&server).connect("user=strong").await.unwrap_err();
+    assert!(chain(&error).contains("200000 iterations"), "{error:?}");
+    assert!(chain(&error).contains("scram_iterations") || error.hint().is_some_and(|h| h.contains("scram_iterations")));
+}
+
+#[tokio::test]
 async fn sslmode_means_what_libpq_means() {
     let (ours, other) = (authority(), authority());
     let server = server(15, &ours.issue("localhost", &["localhost"]), &authority()).await;

@@ -73,6 +73,15 @@ impl Inventory {
         self.timelines.get(&timeline)?.history.as_ref()
     }
 
+    /// The newest timeline of which there is log, but not from where it came.
+    pub(super) fn newest_without_history(&self) -> Option<Timeline> {
+        let without = |(timeline, archived): (&Timeline, &ArchivedTimeline)| {
+            (*timeline > Timeline::FIRST && archived.history.is_none() && !archived.ranges.is_empty())
+                .then_some(*timeline)
+        };
+        self.timelines.iter().rev().find_map(without)
+    }
+
     /// The ranges of a timeline, in order.
     pub fn ranges(&self, timeline: Timeline) -> impl Iterator<Item = &ArchivedRange> {
         self.timelines.get(&timeline).into_iter().flat_map(|archived| archived.ranges.values())

@@ -17,6 +17,8 @@ pub(super) enum Misfit {
     OtherTimeline(Timeline),
     /// The archive does not know the wanted timeline.
     NoHistory(Timeline),
+    /// The newest was wanted, and of one that is newer than all others the archive has log and no history.
+    WithoutHistory(Timeline),
     /// The log that the backup itself needs is not there.
     LogIsMissing { reach: Lsn },
     /// The log ends before the wanted position, or there.
@@ -74,6 +76,15 @@ fn explain(candidate: &Candidate, misfit: &Misfit, wanted: &Wanted) -> (String, 
         Misfit::NoHistory(number) => (
             format!("the archive has no history of timeline {number}"),
             format!("backup {id} was taken on timeline {}", cluster.timeline),
+        ),
+        Misfit::WithoutHistory(number) => (
+            format!(
+                "the archive has log of timeline {number} and not its history, so whether backup {id} leads there cannot be told"
+            ),
+            format!(
+                "archive {}.history, from pg_wal of a server on it, with 'backup wal push'; or name another with --target-timeline",
+                number
+            ),
         ),
         Misfit::LogIsMissing { reach } => (
             format!("backup {id} needs the log up to {}, and the archive lacks it from {reach} on", cluster.stop_lsn),

@@ -188,6 +188,21 @@ fn recovery_follows_the_histories_across_a_switch() {
 }
 
 #[test]
+fn a_newer_timeline_whose_history_is_missing_is_not_quietly_left_out() {
+    let (backups, mut inventory) = world();
+    archive(&mut inventory, 3, 9..12);
+    let archives = archives(inventory);
+    let refused = chosen(&backups, &archives, &to(None)).unwrap_err();
+    assert!(refused.contains("has log of timeline 3 and not its history"), "{refused}");
+    assert!(refused.contains("archive 00000003.history"), "{refused}");
+    let current = Wanted { timeline: TargetTimeline::Current, ..Wanted::default() };
+    assert_eq!(chosen(&backups, &archives, &current).as_deref(), Ok("six"));
+    assert_eq!(chosen(&backups, &archives, &to(Some(RecoveryTarget::Immediate))).as_deref(), Ok("six"));
+    // A backup of that timeline needs no history of it.
+    assert_eq!(chosen(&[backup("on-3", 3, 10)], &archives, &to(None)).as_deref(), Ok("on-3"));
+}
+
+#[test]
 fn a_named_backup_is_never_replaced_by_another() {
     let (backups, inventory) = world();
     let archives = archives(inventory);

@@ -12,6 +12,9 @@ use super::options::ChannelBinding;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use fallible_iterator::FallibleIterator;
 
+/// How often the crate that does SCRAM hashes a password at most.
+const ITERATIONS_MAX: u64 = 100_000;
+
 /// The methods by which we are willing to be authenticated (`require_auth`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct AuthMethods {
@@ -165,8 +168,13 @@ async fn scram(channel: &mut Channel, credentials: &Credentials<'_>, offered: &[
     let Message::AuthenticationSaslContinue(body) = next(channel).await? else {
         return Err(confused_by("its SCRAM stops in the middle").into());
     };
-    // The server says how often to hash; the crate refuses more than 100,000 times. Not on a thread that others wait for.
+    // The server says how often to hash; the crate refuses more than that. Not on a thread that others wait for.
     let challenge = body.data().to_vec();
+    if let Some(iterations) = iterations(&challenge).filter(|iterations| *iterations > ITERATIONS_MAX) {
+        return Err(Error::config(format!("its SCRAM secret has {iterations} iterations, more than {ITERATIONS_MAX}"))
+            .with_hint("set scram_iterations to no more than 100000 on the server, and the role's password once more")
+            .into());
+    }
     let hashed = tokio::task::spawn_blocking(move || exchange.update(&challenge).map(|()| exchange));
     let mut exchange =
         hashed.await.map_err(|e| Error::internal(Stage::Source, "SCRAM failed").with_source(e))?.map_err(confused)?;
@@ -180,6 +188,12 @@ async fn scram(channel: &mut Channel, credentials: &Credentials<'_>, offered: &[
         .finish(body.data())
         .map_err(|e| refuse("the server does not know the password: it may be another one").with_source(e))?;
     Ok(bound)
+}
+
+/// How often a server's first message of SCRAM has the password hashed.
+fn iterations(challenge: &[u8]) -> Option<u64> {
+    let attributes = std::str::from_utf8(challenge).ok()?;
+    attributes.split(',').find_map(|attribute| attribute.strip_prefix("i=")?.parse().ok())
 }
 
 /// The strongest mechanism that both have.

@@ -110,16 +110,25 @@ impl Pump {
             self.send(history).await?;
             self.send(vec![0; padding].into()).await?;
         }
+        // What this backup has flushed is in no repository until it is complete, so no commit may wait for it and be content. Who reports no flush is
+        // no synchronous standby; it costs that the server keeps all of the log until the end.
+        let counts = connection.show("synchronous_standby_names").await?.trim().is_empty();
         let from = self.facts.segment_size.start_of(start.lsn);
         let stream = connection.start_replication(Some(&self.slot), from, start.timeline).await?;
-        let (stop, stopped) = self.receive(stream, start).await?;
+        let (stop, stopped) = self.receive(stream, start, counts).await?;
         self.send(Bytes::from_static(&TAR_END)).await?;
         self.facts.report(start, stop, stopped);
         Ok(())
     }
 
-    /// Receives to the backup's end, whenever that becomes known; returns it, and the server's time by then.
-    async fn receive(&mut self, mut stream: WalStream, start: WalPosition) -> Result<(WalPosition, Timestamp)> {
+    /// Receives to the backup's end, whenever that becomes known; returns it, and the server's time by then. Only if that `counts` is the server told
+    /// how far it is flushed.
+    async fn receive(
+        &mut self,
+        mut stream: WalStream,
+        start: WalPosition,
+        counts: bool,
+    ) -> Result<(WalPosition, Timestamp)> {
         let mut ticks = interval_at(Instant::now() + STATUS, STATUS);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut queue: VecDeque<Bytes> = VecDeque::new();
@@ -140,7 +149,7 @@ impl Pump {
             // Nothing is read while something waits to be taken, and whatever waits, the server hears from us.
             tokio::select! {
                 biased;
-                _ = ticks.tick() => stream.status(&status(&stream)).await?,
+                _ = ticks.tick() => stream.status(&status(&stream, counts)).await?,
                 changed = self.end.changed(), if end.is_none() => if changed.is_err() {
                     return Err(consequence("the base backup did not end").await);
                 },
@@ -158,7 +167,7 @@ impl Pump {
                     Some(WalMessage::Keepalive { time, reply_requested, .. }) => {
                         seen = Some(time);
                         if reply_requested {
-                            stream.status(&status(&stream)).await?;
+                            stream.status(&status(&stream, counts)).await?;
                         }
                     }
                     None => return Err(ended_early(stream, start.timeline).await),
@@ -240,7 +249,8 @@ async fn leave(stream: WalStream) {
 }
 
 /// All of it is as durable as the backup will be: if that fails, nobody asks for this log again.
-fn status(stream: &WalStream) -> StandbyStatus {
+fn status(stream: &WalStream, counts: bool) -> StandbyStatus {
     let position = stream.position();
-    StandbyStatus { write: position, flush: position, apply: Lsn(0), time: SystemClock.now(), reply_requested: false }
+    let flush = if counts { position } else { Lsn(0) };
+    StandbyStatus { write: position, flush, apply: Lsn(0), time: SystemClock.now(), reply_requested: false }
 }
