@@ -55,6 +55,7 @@ pub use receiver::{EventCallback, Received, Receiver, ReceiverEvent, ReceiverOpt
 pub(crate) use reference::REFERENCE_LEN_MAX;
 pub use reference::Reference;
 pub use server::{ArchiverCount, ServerWal};
+pub(crate) use stored::archived_at;
 pub(crate) use text::Histories;
 
 /// Bytes of plaintext in a chunk of a WAL file: half of what backups have, since a process that archives one segment should stay small.

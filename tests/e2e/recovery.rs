@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use backup_tests::host::{Host, Run};
 use backup_tests::physical::{PublicDir, Restored};
@@ -178,6 +178,13 @@ fn every_kind_of_target_is_reached_and_what_is_out_of_reach_is_refused() {
     refused("app", &["--target-time", &before], "no backup ended before");
     refused(&id, &["--target-time", &before], "ended after");
     refused("app", &["--target-time", "2100-01-01 00:00:00Z"], "was archived at");
+    // Nor does a copy of the archive, all of which came there later, reach beyond the original.
+    let after = now();
+    let log = world.public.path("repository/app/wal");
+    for name in backup_tests::host::files_below(&log) {
+        std::fs::File::options().append(true).open(log.join(name)).unwrap().set_modified(SystemTime::now()).unwrap();
+    }
+    refused("app", &["--target-time", &after], "was archived at");
     refused("app", &["--target-lsn", "FFFF/0"], "before LSN FFFF/0");
     // Of the very end PostgreSQL would not know that it had come there. (Segments are of 1 MiB.)
     let last = u64::from_str_radix(&world.sql("SELECT last_archived_wal FROM pg_stat_archiver")[16..], 16).unwrap();

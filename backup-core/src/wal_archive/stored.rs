@@ -1,5 +1,6 @@
 //! A WAL file in a repository: found by its name, whether it lies there or is only referred to.
 
+use jiff::Timestamp;
 use object_store::path::Path;
 
 use super::reference::{REFERENCE_LEN_MAX, Reference};
@@ -20,6 +21,24 @@ pub(super) struct StoredFile {
     stored: Stored,
     preamble: Preamble,
     commitment: [u8; COMMITMENT_LEN],
+}
+
+/// When a segment, or a piece of one, was first archived, by the clock of whoever did that: a copy keeps it, where the store's own clock begins anew.
+/// `None` when it is gone.
+///
+/// # Errors
+/// `Integrity` when the object is damaged or is another, and those of the store. Cancel safe.
+pub(crate) async fn archived_at(
+    repository: &Repository,
+    archive: &WalPath,
+    segment: SegmentName,
+    piece: Option<&TailPiece>,
+) -> Result<Option<Timestamp>> {
+    let found = match piece {
+        Some(piece) => StoredFile::find_piece(repository, archive, segment, piece).await?,
+        None => StoredFile::find(repository, archive, WalFile::Segment(segment)).await?,
+    };
+    Ok(found.map(|found| found.header().created))
 }
 
 impl StoredFile {

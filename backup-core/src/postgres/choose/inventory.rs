@@ -62,6 +62,14 @@ impl Inventory {
         ranges.insert(joined.start, joined);
     }
 
+    /// Says when the end of a timeline's log was archived, for certain: the store's clock says when it came there, which for a copy is later.
+    pub fn end_was_archived(&mut self, timeline: Timeline, archived: Timestamp) {
+        let last = self.timelines.get_mut(&timeline).and_then(|archived| archived.ranges.values_mut().next_back());
+        if let Some(range) = last {
+            range.archived = range.archived.min(archived);
+        }
+    }
+
     /// Adds the history of a timeline.
     pub fn add_history(&mut self, history: History) {
         let timeline = history.timeline();

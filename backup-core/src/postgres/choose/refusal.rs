@@ -6,7 +6,7 @@ use super::{Candidate, Wanted};
 use crate::error::{Error, ErrorKind, Stage};
 use crate::format::ClusterEntry;
 use crate::postgres::recovery::RecoveryTarget;
-use crate::postgres::wal::{Lsn, Timeline};
+use crate::postgres::wal::{Lsn, Timeline, WalFile};
 
 /// Why one backup does not lead to a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,8 +82,8 @@ fn explain(candidate: &Candidate, misfit: &Misfit, wanted: &Wanted) -> (String, 
                 "the archive has log of timeline {number} and not its history, so whether backup {id} leads there cannot be told"
             ),
             format!(
-                "archive {}.history, from pg_wal of a server on it, with 'backup wal push'; or name another with --target-timeline",
-                number
+                "archive {} from pg_wal of a server on it with 'backup wal push', or name another with --target-timeline",
+                WalFile::History(*number)
             ),
         ),
         Misfit::LogIsMissing { reach } => (
