@@ -19,6 +19,7 @@ mod load;
 mod only;
 mod promotion;
 mod proof;
+mod tablespaces;
 
 /// Programs that only the distribution's version comes with.
 const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";

@@ -74,14 +74,16 @@ fn save_seeing(host: &Host, other: &Path, server: &Server, more: &[&str]) -> Opt
 
 /// The same, by another way to the server.
 fn save_of(conninfo: &str, host: &Host, other: &Path, server: &Server, more: &[&str]) -> Option<Outcome> {
+    save_with(&format!("--bind {} {}", other.display(), server.data().display()), conninfo, host, more)
+}
+
+/// Runs `save` in a mount namespace of its own, in which something is mounted.
+pub(super) fn save_with(mount: &str, conninfo: &str, host: &Host, more: &[&str]) -> Option<Outcome> {
     if host.command("unshare").args(["--mount", "mount", "--make-rprivate", "/"]).run().code() != Some(0) {
         return None;
     }
-    // In a mount namespace of its own.
     let script = format!(
-        "mount --make-rprivate / && mount --bind {} {} && exec \"$BACKUP\" -v save db --base-backup '{conninfo}' \"$@\"",
-        other.display(),
-        server.data().display(),
+        "mount --make-rprivate / && mount {mount} && exec \"$BACKUP\" -v save db --base-backup '{conninfo}' \"$@\""
     );
     let run = host.command("unshare").args(["--mount", "sh", "-c", &script, "sh"]).args(more);
     Some(run.env("BACKUP", host.program()).run())

@@ -33,6 +33,7 @@ mod queue;
 mod rate;
 mod session;
 mod start;
+mod tablespaces;
 mod tree;
 
 use job::UNREADABLE;
@@ -118,6 +119,16 @@ impl LocalCluster {
             Ok(_) => Ok(()),
             Err(errno) => Err(not_this(&data.location, "is not that of the server that runs")
                 .with_source(std::io::Error::from(errno))),
+        })
+        .await
+    }
+
+    /// Looks whether the tablespaces are here too.
+    pub(super) async fn sees_tablespaces(&self) -> Result<()> {
+        let (data, major) = (Arc::clone(&self.data), self.session.major());
+        blocking(move || {
+            let control = ControlFile::of(&data.location).map_err(|e| unreadable(&data.location, e))?;
+            tablespaces::tablespaces(&data, &tablespaces::version_directory(major, control.catalog_version)).map(drop)
         })
         .await
     }

@@ -14,6 +14,7 @@ use super::copy::BLOCK;
 use super::damage::read_all;
 use super::job::{Job, cannot};
 use super::session::Session;
+use super::tablespaces::all_copied;
 use super::tree::Root;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::pipeline::Buffer;
@@ -53,6 +54,8 @@ pub(super) struct BaseSource {
 pub(super) struct Closing {
     pub(super) session: Session,
     pub(super) data: Arc<Root>,
+    /// Those that are copied.
+    pub(super) tablespaces: Vec<u32>,
     /// Learns how far the log is needed.
     pub(super) ended: watch::Sender<Option<WalPosition>>,
     /// Whether the server is to wait until the log is archived.
@@ -129,6 +132,8 @@ impl Closing {
         let (control, stat) = self.control().await?;
         let stopped = self.session.stop(job.start, self.wait_for_archive).await?;
         self.session.close().await;
+        let (data, began_with, copied) = (self.data, stopped.tablespaces, self.tablespaces);
+        blocking(move || all_copied(&data, &began_with, &copied)).await?;
 
         let mut end = Tail { job: Arc::clone(job), offset, bytes: Vec::new() };
         end.file(PG_CONTROL, &control, &stat).await?;

@@ -275,7 +275,7 @@ pub(super) fn read_all(file: &impl std::os::fd::AsFd, room: &mut [u8], at: u64) 
     Ok(n)
 }
 
-fn pause() {
+pub(super) fn pause() {
     let never = Mutex::new(());
     let guard = never.lock().unwrap_or_else(PoisonError::into_inner);
     drop(Condvar::new().wait_timeout(guard, PAUSE));

@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::super::changed_timeline;
+use super::tablespaces::numbers_in_map;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::postgres::wal::{Lsn, SegmentSize, SystemIdentifier, Timeline};
 use crate::postgres::wire::{Checkpoint, ConnectOptions, Connection, Mode, Row, WalPosition};
@@ -56,6 +57,8 @@ pub(super) struct Server {
 pub(super) struct Stopped {
     pub(super) position: WalPosition,
     pub(super) label: String,
+    /// The tablespaces that there were when the backup began.
+    pub(super) tablespaces: Vec<u32>,
     pub(super) time: Timestamp,
 }
 
@@ -143,18 +146,20 @@ impl Session {
             false => format!("pg_stop_backup(false, {wait})"),
         };
         let time = "to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
-        let row = one(self.connection.query(&format!("SELECT lsn, labelfile, {time} FROM {stop}")).await?)?;
+        let row =
+            one(self.connection.query(&format!("SELECT lsn, labelfile, spcmapfile, {time} FROM {stop}")).await?)?;
         let mut row = row.into_iter();
         let mut next = || row.next().flatten();
         let lsn = parsed(next(), "the backup's end")?;
         let label = next().ok_or_else(|| unexpected("the backup's label"))?;
+        let tablespaces = numbers_in_map(&next().unwrap_or_default()).ok_or_else(|| unexpected("a tablespace map"))?;
         let time = parsed(next(), "a time")?;
         let began = timeline_of_label(&label).ok_or_else(|| unexpected("the timeline in the backup's label"))?;
         if began != start.timeline {
             return Err(changed_timeline(start.timeline, began));
         }
         self.is_still_on(began).await?;
-        Ok(Stopped { position: WalPosition { lsn, timeline: began }, label, time })
+        Ok(Stopped { position: WalPosition { lsn, timeline: began }, label, tablespaces, time })
     }
 
     /// Refuses a standby that has gone to another timeline, of which the log that is needed would lie on both. A primary stays where it is.

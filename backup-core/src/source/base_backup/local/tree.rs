@@ -116,13 +116,18 @@ impl Walk {
                 let name = choice.version_directory.clone().into_bytes();
                 match walk.enter(root, [&name[..], b"/"].concat(), Place::Version) {
                     Ok(()) => walk.ready.push(Item::Directory(name)),
-                    // No database has ever put anything there.
+                    // Dropped since it was opened. If not, that shows in the end.
                     Err(Errno::NOENT) => {}
                     Err(errno) => return Err(errno),
                 }
             }
         }
         Ok(walk)
+    }
+
+    /// Whether there was anything to begin in.
+    pub(super) fn has_begun(&self) -> bool {
+        !self.levels.is_empty()
     }
 
     /// The next entry. An error names what it is about.
