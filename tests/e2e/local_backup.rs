@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::BACKUP;
 use crate::base_backup::ends_early;
 
+mod damage;
 mod load;
 mod only;
 mod promotion;

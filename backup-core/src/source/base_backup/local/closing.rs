@@ -120,7 +120,10 @@ impl Source for BaseSource {
 impl Closing {
     /// Ends the backup; returns the end of the archive, which stands at `offset`.
     async fn close(mut self, job: &Arc<Job>, offset: u64) -> Result<Bytes> {
-        for (n, damaged) in job.copied().await?.into_iter().enumerate() {
+        let looked = job.copied().await?;
+        // Asked afterwards: no page that was read says more than that of itself, unless it is wrong.
+        let reached = self.session.reached().await?;
+        for (n, damaged) in looked.damage(reached).into_iter().enumerate() {
             let numbers = damaged.relation.as_ref().filter(|_| n < NAMED_MAX).and_then(|relation| relation.numbers());
             let name = match numbers {
                 Some(numbers) => self.session.name_of(numbers).await,

@@ -2,7 +2,8 @@
 //!
 //! A page that is read while the server writes it can be torn. It has then changed since the backup began, so its log brings it back, and once
 //! the server has written all of it, its own header says so. So a suspect is read again at the end, when there was time enough; what is
-//! wrong then is wrong on disk, whatever it belongs to.
+//! wrong then is wrong on disk, whatever it belongs to. Only if its position is one that the log has reached since the backup began,
+//! the log brings it back all the same; one beyond is rot, since no page is written before its log.
 //!
 //! Some pages are written without that their headers tell of it, and what the copy has of them does no harm, either
 //! ([`Pages::is_harmless`]): PostgreSQL clears what is torn, or its log makes the page anew.
@@ -78,6 +79,15 @@ struct Suspects {
     more: u64,
 }
 
+/// All suspects, read again.
+#[derive(Debug, Default)]
+pub(super) struct Looked {
+    /// Where the backup begins. What has changed from there on the log brings back.
+    start: Lsn,
+    wrong: Vec<(Arc<Relation>, u32, Wrong)>,
+    more: u64,
+}
+
 /// A file with wrong pages, in words.
 #[derive(Debug)]
 pub(super) struct Damaged {
@@ -90,8 +100,10 @@ pub(super) struct Damaged {
 type Blocks = Vec<(u32, String)>;
 
 /// What is wrong with a page on second sight.
+#[derive(Debug)]
 enum Wrong {
-    OnDisk(Verdict),
+    /// And where its header says that its last change is in the log.
+    OnDisk(Verdict, Lsn),
     /// It was read wrong, and then right, and it has not changed meanwhile: the copy has what was read first.
     InCopy,
     /// It could not be read again.
@@ -133,7 +145,7 @@ impl Pages {
     }
 
     pub(super) fn look_at(&self, relation: &Arc<Relation>, page: &[u8], block: u32) {
-        if page::judge(page, block, self.start) == Verdict::Sound {
+        if page::judge(page, block) == Verdict::Sound {
             return;
         }
         let mut suspects = self.suspects.lock().unwrap_or_else(PoisonError::into_inner);
@@ -144,27 +156,11 @@ impl Pages {
         }
     }
 
-    /// Reads all suspects again; returns what is wrong with them, file by file. Blocks.
-    pub(super) fn damage(&self) -> Vec<Damaged> {
+    /// Reads all suspects again. Blocks.
+    pub(super) fn look_again(&self) -> Looked {
         let Suspects { pages, more } =
             std::mem::take(&mut *self.suspects.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut damaged: BTreeMap<String, (Arc<Relation>, Blocks)> = BTreeMap::new();
-        let mut pages = self.look_again(pages);
-        pages.sort_by_key(|(_, block, _)| *block);
-        for (relation, block, wrong) in pages {
-            let shown = relation.root.shown(&relation.path);
-            damaged.entry(shown).or_insert_with(|| (relation, Vec::new())).1.push((block, wrong.to_string()));
-        }
-        let told = damaged.iter().map(|(path, (relation, blocks))| Damaged {
-            text: describe(path, blocks),
-            relation: Some(Arc::clone(relation)),
-        });
-        let mut told: Vec<Damaged> = told.collect();
-        if more > 0 {
-            let text = format!("{more} more pages were read with wrong checksums");
-            told.push(Damaged { text, relation: None });
-        }
-        told
+        Looked { start: self.start, wrong: self.wrong(pages), more }
     }
 
     #[cfg(test)]
@@ -172,14 +168,14 @@ impl Pages {
         self.suspects.lock().unwrap().pages.clone()
     }
 
-    fn look_again(&self, mut pages: Vec<(Arc<Relation>, u32)>) -> Vec<(Arc<Relation>, u32, Wrong)> {
+    fn wrong(&self, mut pages: Vec<(Arc<Relation>, u32)>) -> Vec<(Arc<Relation>, u32, Wrong)> {
         let mut look = 1;
         loop {
             let wrong = |(relation, block): (Arc<Relation>, u32)| {
                 self.read_again(&relation, block).map(|wrong| (relation, block, wrong))
             };
             let found: Vec<_> = pages.into_iter().filter_map(wrong).collect();
-            if look == LOOKS || !found.iter().any(|(_, _, wrong)| matches!(wrong, Wrong::OnDisk(_))) {
+            if look == LOOKS || !found.iter().any(|(_, _, wrong)| matches!(wrong, Wrong::OnDisk(..))) {
                 return found;
             }
             pause();
@@ -199,10 +195,10 @@ impl Pages {
             Ok((n, _)) if n < page.len() => None,
             Err(Errno::NOENT) => None,
             Err(errno) => Some(Wrong::Unreadable(errno)),
-            Ok((_, stat)) => match page::judge(&page, block, self.start) {
+            Ok((_, stat)) => match page::judge(&page, block) {
                 Verdict::Sound if self.is_harmless(relation, &page, written(&stat)) => None,
                 Verdict::Sound => Some(Wrong::InCopy),
-                wrong => Some(Wrong::OnDisk(wrong)),
+                wrong => Some(Wrong::OnDisk(wrong, page::lsn(&page))),
             },
         }
     }
@@ -225,13 +221,41 @@ impl Pages {
     }
 }
 
+impl Looked {
+    /// What is wrong, file by file. `reached` is how far the server had come with its log after the pages were read again.
+    pub(super) fn damage(self, reached: Lsn) -> Vec<Damaged> {
+        let Self { start, mut wrong, more } = self;
+        // Written over and over, so it was torn each time.
+        wrong.retain(|(_, _, wrong)| match wrong {
+            Wrong::OnDisk(Verdict::Checksum { .. }, lsn) => !(start..=reached).contains(lsn),
+            _ => true,
+        });
+        wrong.sort_by_key(|(_, block, _)| *block);
+        let mut damaged: BTreeMap<String, (Arc<Relation>, Blocks)> = BTreeMap::new();
+        for (relation, block, wrong) in wrong {
+            let shown = relation.root.shown(&relation.path);
+            damaged.entry(shown).or_insert_with(|| (relation, Vec::new())).1.push((block, wrong.to_string()));
+        }
+        let told = damaged.iter().map(|(path, (relation, blocks))| Damaged {
+            text: describe(path, blocks),
+            relation: Some(Arc::clone(relation)),
+        });
+        let mut told: Vec<Damaged> = told.collect();
+        if more > 0 {
+            let text = format!("{more} more pages were read with wrong checksums");
+            told.push(Damaged { text, relation: None });
+        }
+        told
+    }
+}
+
 impl std::fmt::Display for Wrong {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::OnDisk(Verdict::Checksum { stated, computed }) => {
+            Self::OnDisk(Verdict::Checksum { stated, computed }, _) => {
                 write!(f, "its checksum is {computed:04X} and should be {stated:04X}")
             }
-            Self::OnDisk(_) => f.write_str("it is neither empty nor in use"),
+            Self::OnDisk(..) => f.write_str("it is neither empty nor in use"),
             Self::InCopy => f.write_str("it was read with a wrong checksum, and with a right one later"),
             Self::Unreadable(errno) => {
                 write!(f, "it was read with a wrong checksum, and then not at all: {}", std::io::Error::from(*errno))

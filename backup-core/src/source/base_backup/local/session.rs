@@ -139,6 +139,15 @@ impl Session {
         Ok(WalPosition { lsn, timeline })
     }
 
+    /// How far the log has come: no page is newer. On a standby that replays what it has received, a page is written before its record counts as
+    /// replayed.
+    pub(super) async fn reached(&mut self) -> Result<Lsn> {
+        let reached = "SELECT CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) \
+            ELSE pg_current_wal_insert_lsn() END";
+        let row = one(self.connection.query(reached).await?)?;
+        parsed(row.into_iter().next().flatten(), "how far the log has come")
+    }
+
     /// Ends the backup that began at `start`. `wait` is whether the server is to wait until the log is archived.
     pub(super) async fn stop(&mut self, start: WalPosition, wait: bool) -> Result<Stopped> {
         let stop = match self.major >= RENAMED_MAJOR {
