@@ -39,3 +39,20 @@ async fn a_page_of_garbage_and_a_flipped_bit_of_a_position_are_found() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_file_that_lacks_a_part_of_its_last_page_is_found() {
+    let server = NewServer::of_major(15).initdb("--data-checksums").setting("autovacuum", "off").start();
+    server.sql("CREATE TABLE t AS SELECT g, md5(g::text) FROM generate_series(1, 100000) g").await;
+    let path = server.value("SELECT pg_relation_filepath('t')").await;
+    server.stop();
+    let file = File::options().write(true).open(server.data().join(&path)).unwrap();
+    let bytes = file.metadata().unwrap().len();
+    file.set_len(bytes - 100).unwrap();
+    server.start();
+    let outcome = save(&Host::initialised(BACKUP), &server, &[]).run();
+    assert_eq!(outcome.code(), Some(3), "{outcome}");
+    let block = bytes / PAGE_BYTES as u64 - 1;
+    let words = format!("checksum verification failed in {path}, block {block}: the file ends after 8092 bytes of it");
+    assert!(outcome.to_string().contains(&words), "{words}: {outcome}");
+}

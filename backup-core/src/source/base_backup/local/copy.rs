@@ -231,9 +231,8 @@ impl CopyInput {
     fn close(&mut self) -> Result<()> {
         let Some(mut open) = self.file.take() else { return Ok(()) };
         open.window.advance(open.fd.as_fd(), open.size);
-        if let Some(sight) = &mut self.sight {
-            // Part of a page at the end of a file that is just being extended.
-            sight.carry.clear();
+        if let (Some(sight), Some((relation, block))) = (&mut self.sight, &open.page) {
+            sight.end(relation, *block);
         }
         let file = ManifestFile {
             path: self.root.full_path(&open.path),
@@ -322,6 +321,13 @@ impl Sight {
             _ => self.extents.push(Extent { at, pages, relation: Arc::clone(relation), block: *block }),
         }
         *block += count;
+    }
+
+    /// The end of a relation's file. It may be in the middle of a page, if the file is just being extended.
+    fn end(&mut self, relation: &Arc<Relation>, block: u32) {
+        if !std::mem::take(&mut self.carry).is_empty() {
+            self.pages.ended_within(relation, block);
+        }
     }
 }
 

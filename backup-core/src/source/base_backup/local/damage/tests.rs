@@ -210,3 +210,27 @@ fn a_page_that_cannot_be_read_again_is_told_as_that() {
     inspect(&pages, &relation, &chunk);
     assert!(texts(&pages)[0].contains("and then not at all: Is a directory"));
 }
+
+#[test]
+fn a_file_that_ends_within_a_page_is_damaged_unless_it_was_growing() {
+    let (temp, relation) = relation(131_072);
+    let path = temp.path().join("16384.1");
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let pages = Pages::new(START, PAGE_BYTES);
+    // Extended, or cut off, since; still as it was.
+    for (bytes, is_damage) in [(8, false), (7, false), (0, false)]
+        .map(|(n, is)| (n * PAGE_BYTES as u64, is))
+        .into_iter()
+        .chain([(8 * PAGE_BYTES as u64 - 100, true), (8 * PAGE_BYTES as u64 + 100, false)])
+    {
+        file.set_len(bytes).unwrap();
+        pages.ended_within(&relation, 131_079);
+        let found = texts(&pages);
+        assert_eq!(found.len(), usize::from(is_damage), "{bytes}: {found:?}");
+        let words = "failed in 16384.1, block 131079: the file ends after 8092 bytes of it";
+        assert!(found.iter().all(|text| text.contains(words)), "{found:?}");
+    }
+    fs::remove_file(&path).unwrap();
+    pages.ended_within(&relation, 131_079);
+    assert!(texts(&pages).is_empty());
+}
