@@ -74,7 +74,7 @@ impl LocalCluster {
         }
         if !server.may_back_up {
             let (start, stop) = session.functions();
-            return Err(Error::config("this role may not start a backup")
+            return Err(Error::config("this role may not start a backup, or not stop it")
                 .with_hint(format!("GRANT EXECUTE ON FUNCTION pg_catalog.{start}, pg_catalog.{stop} TO the role")));
         }
         let Some(path) = server.data_directory.clone() else {

@@ -20,6 +20,8 @@ const NAME_DEADLINE: Duration = Duration::from_secs(10);
 const RENAMED_MAJOR: u32 = 15;
 /// Since then the server ends sessions that idle, if it is told to.
 const IDLE_TIMEOUT_MAJOR: u32 = 14;
+/// Since then it ends long transactions, too; each command outside of one counts as its own.
+const TRANSACTION_TIMEOUT_MAJOR: u32 = 17;
 /// Since then it keeps its statistics in memory.
 const NO_STATISTICS_MAJOR: u32 = 15;
 
@@ -49,6 +51,7 @@ pub(super) struct Server {
     pub(super) redo: Lsn,
     /// By a Unix socket, or by an address that means this very host.
     pub(super) is_near: bool,
+    /// Start a backup, and stop it.
     pub(super) may_back_up: bool,
 }
 
@@ -73,6 +76,9 @@ impl Session {
         if major >= IDLE_TIMEOUT_MAJOR {
             settings.push_str("; SET idle_session_timeout = 0");
         }
+        if major >= TRANSACTION_TIMEOUT_MAJOR {
+            settings.push_str("; SET transaction_timeout = 0");
+        }
         connection.query(&settings).await?;
         Ok(Self { connection, options: options.clone(), major })
     }
@@ -94,10 +100,11 @@ impl Session {
             row.get(1).cloned().flatten()
         };
         let number = |name: &str| parsed::<u32>(setting(name), name);
-        let start = self.functions().0;
+        let (start, stop) = self.functions();
         let facts = format!(
             "SELECT (SELECT system_identifier FROM pg_control_system()), (SELECT redo_lsn FROM pg_control_checkpoint()), \
-             host(inet_server_addr()), has_function_privilege('{start}', 'EXECUTE')"
+             host(inet_server_addr()), has_function_privilege('{start}', 'EXECUTE') \
+             AND has_function_privilege('{stop}', 'EXECUTE')"
         );
         let mut facts = one(self.connection.query(&facts).await?)?.into_iter();
         let mut next = || facts.next().flatten();
