@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use rustix::fs::{FileType, Stat, fstat, readlinkat};
+use rustix::fs::{FileType, Stat, fstat};
 use rustix::io::Errno;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -167,8 +167,7 @@ impl CopyInput {
     }
 
     fn link(&mut self, path: &[u8]) -> Result<()> {
-        let found =
-            self.root.stat(path, false).and_then(|stat| Ok((readlinkat(&self.root.fd, path, Vec::new())?, stat)));
+        let found = self.root.stat(path, false).and_then(|stat| Ok((self.root.read_link(path)?, stat)));
         match found {
             Ok((target, stat)) => self.emit(path, &stat, EntryKind::Symlink, 0, target.to_bytes()),
             Err(errno) => self.unless_gone(path, errno),

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Dir, FileType, readlinkat};
+use rustix::fs::{Dir, FileType};
 use rustix::io::Errno;
 
 use super::damage::pause;
@@ -50,7 +50,7 @@ pub(super) fn tablespaces(data: &Arc<Root>, version_directory: &str) -> Result<V
         let path = link(oid);
         let kind = data.stat(path.as_bytes(), false).map(|stat| FileType::from_raw_mode(stat.st_mode));
         let location = match kind {
-            Ok(FileType::Symlink) => match readlinkat(&data.fd, &path, Vec::new()) {
+            Ok(FileType::Symlink) => match data.read_link(path.as_bytes()) {
                 Ok(target) => PathBuf::from(OsString::from_vec(target.into_bytes())),
                 Err(Errno::NOENT) => continue,
                 Err(errno) => return Err(cannot("read", data, path.as_bytes(), errno)),
