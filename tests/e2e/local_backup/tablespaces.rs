@@ -50,3 +50,21 @@ async fn a_tablespace_that_is_dropped_meanwhile_is_not_missed() {
         saving.wait().succeeded();
     }
 }
+
+#[tokio::test]
+async fn a_tablespace_in_place_that_is_dropped_meanwhile_comes_back_to_the_right_owner() {
+    let server =
+        NewServer::of_major(15).setting("allow_in_place_tablespaces", "on").setting("autovacuum", "off").start();
+    server.sql("CREATE TABLESPACE inside LOCATION ''").await;
+    server.sql("CREATE TABLE t TABLESPACE inside AS SELECT generate_series(1, 5000) g").await;
+    let (host, public) = (Host::initialised(BACKUP), PublicDir::new());
+    let mut saving = save(&host, &server, &["--max-rate", "8MiB"]).within(Duration::from_secs(120)).start();
+    copies(&host, &mut saving);
+    server.sql("DROP TABLE t").await;
+    server.sql("DROP TABLESPACE inside").await;
+    assert!(saving.is_running(), "it was dropped too late");
+    let id = saving.wait().succeeded().id();
+    // Recovery drops it once more, as the server's user.
+    let restored = restored(&host, &server, &id, &public.path("data"), &[]);
+    assert_eq!(restored.sql("postgres", "SELECT count(*) FROM pg_tablespace WHERE spcname = 'inside'"), "0");
+}
