@@ -15,10 +15,12 @@ use serde_json::Value;
 use crate::BACKUP;
 use crate::base_backup::ends_early;
 
+mod damage;
 mod load;
 mod only;
 mod promotion;
 mod proof;
+mod tablespaces;
 
 /// Programs that only the distribution's version comes with.
 const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
@@ -182,6 +184,17 @@ async fn a_flipped_bit_is_found_in_whatever_stream_its_file_is() {
         assert!(words.iter().all(|words| outcome.to_string().contains(words)), "{words:?}: {outcome}");
     }
     assert_eq!(shown(&host, &id)["backup"]["warnings"], 2);
+}
+
+#[tokio::test]
+async fn a_role_whose_transactions_may_not_be_long_can_back_up() {
+    let server = NewServer::of_major(17).start();
+    // Whoever is connected keeps what was set before.
+    server.sql("ALTER ROLE postgres SET transaction_timeout = '2s'").await;
+    server.sql("CREATE TABLE t AS SELECT generate_series(1, 500000) g").await;
+    let host = Host::initialised(BACKUP);
+    // A checkpoint that takes its time.
+    save(&host, &server, &["--checkpoint", "spread"]).within(Duration::from_secs(300)).run().succeeded();
 }
 
 #[tokio::test]

@@ -174,6 +174,13 @@ async fn local(
     // The slot is the proof that the directory is this server's. Without WAL it is there for nothing else, and goes with its connection.
     let (connection, slot) = wal_connection(options, &facts).await?;
     cluster.prove(&slot).await?;
+    if let Err(error) = cluster.sees_tablespaces().await {
+        if method == Method::Auto {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "not all of the cluster's files can be read here: the server sends them");
+        }
+        return Err(error);
+    }
     let wal = match include_wal {
         true => Some((connection, slot)),
         false => {

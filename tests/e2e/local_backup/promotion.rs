@@ -9,7 +9,7 @@ use super::{follows, save};
 use crate::BACKUP;
 
 /// Waits until files are being copied.
-fn copies(host: &Host, running: &mut Running) {
+pub(super) fn copies(host: &Host, running: &mut Running) {
     while !host.stored().iter().any(|name| name.contains("base.")) {
         assert!(running.is_running(), "it ended early: {:?}", host.stored());
         std::thread::sleep(Duration::from_millis(20));

@@ -5,6 +5,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
 use super::destination::Destination;
 use super::extract::{PG_CONTROL, PG_CONTROL_ASIDE, PG_TBLSPC, PG_VERSION, Shared};
 use super::layout::BACKUP_MANIFEST;
@@ -37,6 +40,10 @@ pub(super) fn complete(destination: &Destination, shared: &Shared, recovery: &Re
         fs::set_permissions(place.path(), Permissions::from_mode(mode)).map_err(sink_error_of(place.path()))?;
         shared.ownership.apply(place.fd()).map_err(io::Error::from).map_err(sink_error_of(place.path()))?;
     }
+    // A backup in which its tablespace was dropped has no entry for the directory.
+    for oid in destination.in_place() {
+        own_in_place(&data.join(PG_TBLSPC).join(oid.to_string()), shared)?;
+    }
     destination.sync()?;
 
     let control = data.join(PG_CONTROL);
@@ -46,6 +53,18 @@ pub(super) fn complete(destination: &Destination, shared: &Shared, recovery: &Re
         place.complete().map_err(sink_error_of(place.path()))?;
     }
     Ok(())
+}
+
+/// Gives the directory of a tablespace in place to the owner of all, if there is one.
+fn own_in_place(path: &Path, shared: &Shared) -> Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mode = if shared.group_access() { 0o750 } else { 0o700 };
+    let done = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(fd) => rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode)).and_then(|()| shared.ownership.apply(&fd)),
+        Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno),
+    };
+    done.map_err(io::Error::from).map_err(sink_error_of(path))
 }
 
 /// Settings and signal file, in the place of what the backed up server had.

@@ -97,6 +97,11 @@ impl Destination {
         self.tablespaces.iter().map(|(oid, place)| (*oid, place.path().to_owned())).collect()
     }
 
+    /// The OIDs of those that lie in the data directory.
+    pub(super) fn in_place(&self) -> &[u32] {
+        &self.in_place
+    }
+
     /// Their OIDs.
     pub(super) fn linked(&self) -> Vec<u32> {
         self.tablespaces.iter().map(|(oid, _)| *oid).collect()

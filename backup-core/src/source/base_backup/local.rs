@@ -33,6 +33,7 @@ mod queue;
 mod rate;
 mod session;
 mod start;
+mod tablespaces;
 mod tree;
 
 use job::UNREADABLE;
@@ -73,7 +74,7 @@ impl LocalCluster {
         }
         if !server.may_back_up {
             let (start, stop) = session.functions();
-            return Err(Error::config("this role may not start a backup")
+            return Err(Error::config("this role may not start a backup, or not stop it")
                 .with_hint(format!("GRANT EXECUTE ON FUNCTION pg_catalog.{start}, pg_catalog.{stop} TO the role")));
         }
         let Some(path) = server.data_directory.clone() else {
@@ -114,10 +115,21 @@ impl LocalCluster {
             return Err(Error::config("two connections led to two different servers").with_hint("name one host"));
         }
         let (data, slot) = (Arc::clone(&self.data), format!("pg_replslot/{slot}"));
-        blocking(move || match data.stat(slot.as_bytes(), false) {
+        // An administrator may have put the directory of slots elsewhere.
+        blocking(move || match data.stat(slot.as_bytes(), true) {
             Ok(_) => Ok(()),
             Err(errno) => Err(not_this(&data.location, "is not that of the server that runs")
                 .with_source(std::io::Error::from(errno))),
+        })
+        .await
+    }
+
+    /// Looks whether the tablespaces are here too.
+    pub(super) async fn sees_tablespaces(&self) -> Result<()> {
+        let (data, major) = (Arc::clone(&self.data), self.session.major());
+        blocking(move || {
+            let control = ControlFile::of(&data.location).map_err(|e| unreadable(&data.location, e))?;
+            tablespaces::tablespaces(&data, &tablespaces::version_directory(major, control.catalog_version)).map(drop)
         })
         .await
     }

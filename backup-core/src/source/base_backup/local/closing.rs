@@ -14,6 +14,7 @@ use super::copy::BLOCK;
 use super::damage::read_all;
 use super::job::{Job, cannot};
 use super::session::Session;
+use super::tablespaces::all_copied;
 use super::tree::Root;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::pipeline::Buffer;
@@ -53,6 +54,8 @@ pub(super) struct BaseSource {
 pub(super) struct Closing {
     pub(super) session: Session,
     pub(super) data: Arc<Root>,
+    /// Those that are copied.
+    pub(super) tablespaces: Vec<u32>,
     /// Learns how far the log is needed.
     pub(super) ended: watch::Sender<Option<WalPosition>>,
     /// Whether the server is to wait until the log is archived.
@@ -117,7 +120,10 @@ impl Source for BaseSource {
 impl Closing {
     /// Ends the backup; returns the end of the archive, which stands at `offset`.
     async fn close(mut self, job: &Arc<Job>, offset: u64) -> Result<Bytes> {
-        for (n, damaged) in job.copied().await?.into_iter().enumerate() {
+        let looked = job.copied().await?;
+        // Asked afterwards: no page that was read says more than that of itself, unless it is wrong.
+        let reached = self.session.reached().await?;
+        for (n, damaged) in looked.damage(reached).into_iter().enumerate() {
             let numbers = damaged.relation.as_ref().filter(|_| n < NAMED_MAX).and_then(|relation| relation.numbers());
             let name = match numbers {
                 Some(numbers) => self.session.name_of(numbers).await,
@@ -129,6 +135,8 @@ impl Closing {
         let (control, stat) = self.control().await?;
         let stopped = self.session.stop(job.start, self.wait_for_archive).await?;
         self.session.close().await;
+        let (data, began_with, copied) = (self.data, stopped.tablespaces, self.tablespaces);
+        blocking(move || all_copied(&data, &began_with, &copied)).await?;
 
         let mut end = Tail { job: Arc::clone(job), offset, bytes: Vec::new() };
         end.file(PG_CONTROL, &control, &stat).await?;

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use rustix::fs::{FileType, Stat, fstat, readlinkat};
+use rustix::fs::{FileType, Stat, fstat};
 use rustix::io::Errno;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -167,8 +167,7 @@ impl CopyInput {
     }
 
     fn link(&mut self, path: &[u8]) -> Result<()> {
-        let found =
-            self.root.stat(path, false).and_then(|stat| Ok((readlinkat(&self.root.fd, path, Vec::new())?, stat)));
+        let found = self.root.stat(path, false).and_then(|stat| Ok((self.root.read_link(path)?, stat)));
         match found {
             Ok((target, stat)) => self.emit(path, &stat, EntryKind::Symlink, 0, target.to_bytes()),
             Err(errno) => self.unless_gone(path, errno),
@@ -231,9 +230,8 @@ impl CopyInput {
     fn close(&mut self) -> Result<()> {
         let Some(mut open) = self.file.take() else { return Ok(()) };
         open.window.advance(open.fd.as_fd(), open.size);
-        if let Some(sight) = &mut self.sight {
-            // Part of a page at the end of a file that is just being extended.
-            sight.carry.clear();
+        if let (Some(sight), Some((relation, block))) = (&mut self.sight, &open.page) {
+            sight.end(relation, *block);
         }
         let file = ManifestFile {
             path: self.root.full_path(&open.path),
@@ -322,6 +320,13 @@ impl Sight {
             _ => self.extents.push(Extent { at, pages, relation: Arc::clone(relation), block: *block }),
         }
         *block += count;
+    }
+
+    /// The end of a relation's file. It may be in the middle of a page, if the file is just being extended.
+    fn end(&mut self, relation: &Arc<Relation>, block: u32) {
+        if !std::mem::take(&mut self.carry).is_empty() {
+            self.pages.ended_within(relation, block);
+        }
     }
 }
 

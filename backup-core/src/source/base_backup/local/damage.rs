@@ -2,7 +2,10 @@
 //!
 //! A page that is read while the server writes it can be torn. It has then changed since the backup began, so its log brings it back, and once
 //! the server has written all of it, its own header says so. So a suspect is read again at the end, when there was time enough; what is
-//! wrong then is wrong on disk, whatever it belongs to.
+//! wrong then is wrong on disk, whatever it belongs to. Only if its position is one that the log has reached since the backup began,
+//! the log brings it back all the same; one beyond is rot, since no page is written before its log.
+//!
+//! A file that did not end with a whole page may have been in the middle of growing. It is damaged if it still ends there at the end.
 //!
 //! Some pages are written without that their headers tell of it, and what the copy has of them does no harm, either
 //! ([`Pages::is_harmless`]): PostgreSQL clears what is torn, or its log makes the page anew.
@@ -71,10 +74,27 @@ pub(super) struct Pages {
     suspects: Mutex<Suspects>,
 }
 
+#[derive(Debug)]
+struct Suspect {
+    relation: Arc<Relation>,
+    block: u32,
+    /// Whether its file ended in the middle of it.
+    is_part: bool,
+}
+
 #[derive(Debug, Default)]
 struct Suspects {
-    pages: Vec<(Arc<Relation>, u32)>,
+    pages: Vec<Suspect>,
     /// Those that could not be remembered.
+    more: u64,
+}
+
+/// All suspects, read again.
+#[derive(Debug, Default)]
+pub(super) struct Looked {
+    /// Where the backup begins. What has changed from there on the log brings back.
+    start: Lsn,
+    wrong: Vec<(Suspect, Wrong)>,
     more: u64,
 }
 
@@ -90,10 +110,14 @@ pub(super) struct Damaged {
 type Blocks = Vec<(u32, String)>;
 
 /// What is wrong with a page on second sight.
+#[derive(Debug)]
 enum Wrong {
-    OnDisk(Verdict),
+    /// And where its header says that its last change is in the log.
+    OnDisk(Verdict, Lsn),
     /// It was read wrong, and then right, and it has not changed meanwhile: the copy has what was read first.
     InCopy,
+    /// The file ends after so many bytes of it.
+    Part(usize),
     /// It could not be read again.
     Unreadable(Errno),
 }
@@ -133,76 +157,69 @@ impl Pages {
     }
 
     pub(super) fn look_at(&self, relation: &Arc<Relation>, page: &[u8], block: u32) {
-        if page::judge(page, block, self.start) == Verdict::Sound {
-            return;
+        if page::judge(page, block) != Verdict::Sound {
+            self.suspect(Suspect { relation: Arc::clone(relation), block, is_part: false });
         }
+    }
+
+    /// Takes account of a file that ended in the middle of a page.
+    pub(super) fn ended_within(&self, relation: &Arc<Relation>, block: u32) {
+        self.suspect(Suspect { relation: Arc::clone(relation), block, is_part: true });
+    }
+
+    fn suspect(&self, suspect: Suspect) {
         let mut suspects = self.suspects.lock().unwrap_or_else(PoisonError::into_inner);
         if suspects.pages.len() < SUSPECTS_MAX {
-            suspects.pages.push((Arc::clone(relation), block));
+            suspects.pages.push(suspect);
         } else {
             suspects.more += 1;
         }
     }
 
-    /// Reads all suspects again; returns what is wrong with them, file by file. Blocks.
-    pub(super) fn damage(&self) -> Vec<Damaged> {
+    /// Reads all suspects again. Blocks.
+    pub(super) fn look_again(&self) -> Looked {
         let Suspects { pages, more } =
             std::mem::take(&mut *self.suspects.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut damaged: BTreeMap<String, (Arc<Relation>, Blocks)> = BTreeMap::new();
-        let mut pages = self.look_again(pages);
-        pages.sort_by_key(|(_, block, _)| *block);
-        for (relation, block, wrong) in pages {
-            let shown = relation.root.shown(&relation.path);
-            damaged.entry(shown).or_insert_with(|| (relation, Vec::new())).1.push((block, wrong.to_string()));
-        }
-        let told = damaged.iter().map(|(path, (relation, blocks))| Damaged {
-            text: describe(path, blocks),
-            relation: Some(Arc::clone(relation)),
-        });
-        let mut told: Vec<Damaged> = told.collect();
-        if more > 0 {
-            let text = format!("{more} more pages were read with wrong checksums");
-            told.push(Damaged { text, relation: None });
-        }
-        told
+        Looked { start: self.start, wrong: self.wrong(pages), more }
     }
 
     #[cfg(test)]
     pub(super) fn suspects(&self) -> Vec<(Arc<Relation>, u32)> {
-        self.suspects.lock().unwrap().pages.clone()
+        let suspects = self.suspects.lock().unwrap();
+        suspects.pages.iter().map(|suspect| (Arc::clone(&suspect.relation), suspect.block)).collect()
     }
 
-    fn look_again(&self, mut pages: Vec<(Arc<Relation>, u32)>) -> Vec<(Arc<Relation>, u32, Wrong)> {
+    fn wrong(&self, mut pages: Vec<Suspect>) -> Vec<(Suspect, Wrong)> {
         let mut look = 1;
         loop {
-            let wrong = |(relation, block): (Arc<Relation>, u32)| {
-                self.read_again(&relation, block).map(|wrong| (relation, block, wrong))
-            };
+            let wrong = |suspect: Suspect| self.read_again(&suspect).map(|wrong| (suspect, wrong));
             let found: Vec<_> = pages.into_iter().filter_map(wrong).collect();
-            if look == LOOKS || !found.iter().any(|(_, _, wrong)| matches!(wrong, Wrong::OnDisk(_))) {
+            if look == LOOKS || !found.iter().any(|(_, wrong)| matches!(wrong, Wrong::OnDisk(..) | Wrong::Part(_))) {
                 return found;
             }
             pause();
             look += 1;
-            pages = found.into_iter().map(|(relation, block, _)| (relation, block)).collect();
+            pages = found.into_iter().map(|(suspect, _)| suspect).collect();
         }
     }
 
     /// What is wrong with a page now; `None` for nothing that the log would not repair.
-    fn read_again(&self, relation: &Relation, block: u32) -> Option<Wrong> {
+    fn read_again(&self, suspect: &Suspect) -> Option<Wrong> {
+        let Suspect { relation, block, is_part } = suspect;
         let mut page = vec![0; self.page_bytes];
-        let at = u64::from(block - relation.first_block) * self.page_bytes as u64;
+        let at = u64::from(*block - relation.first_block) * self.page_bytes as u64;
         let read = relation.root.open_file(&relation.path);
         let read = read.and_then(|file| Ok((read_all(&file, &mut page, at)?, fstat(&file)?)));
         match read {
+            Ok((n, _)) if *is_part => (1..page.len()).contains(&n).then_some(Wrong::Part(n)),
             // Cut off, or gone: recovery does that again.
             Ok((n, _)) if n < page.len() => None,
             Err(Errno::NOENT) => None,
             Err(errno) => Some(Wrong::Unreadable(errno)),
-            Ok((_, stat)) => match page::judge(&page, block, self.start) {
+            Ok((_, stat)) => match page::judge(&page, *block) {
                 Verdict::Sound if self.is_harmless(relation, &page, written(&stat)) => None,
                 Verdict::Sound => Some(Wrong::InCopy),
-                wrong => Some(Wrong::OnDisk(wrong)),
+                wrong => Some(Wrong::OnDisk(wrong, page::lsn(&page))),
             },
         }
     }
@@ -225,14 +242,43 @@ impl Pages {
     }
 }
 
+impl Looked {
+    /// What is wrong, file by file. `reached` is how far the server had come with its log after the pages were read again.
+    pub(super) fn damage(self, reached: Lsn) -> Vec<Damaged> {
+        let Self { start, mut wrong, more } = self;
+        // Written over and over, so it was torn each time.
+        wrong.retain(|(_, wrong)| match wrong {
+            Wrong::OnDisk(Verdict::Checksum { .. }, lsn) => !(start..=reached).contains(lsn),
+            _ => true,
+        });
+        wrong.sort_by_key(|(suspect, _)| suspect.block);
+        let mut damaged: BTreeMap<String, (Arc<Relation>, Blocks)> = BTreeMap::new();
+        for (Suspect { relation, block, .. }, wrong) in wrong {
+            let shown = relation.root.shown(&relation.path);
+            damaged.entry(shown).or_insert_with(|| (relation, Vec::new())).1.push((block, wrong.to_string()));
+        }
+        let told = damaged.iter().map(|(path, (relation, blocks))| Damaged {
+            text: describe(path, blocks),
+            relation: Some(Arc::clone(relation)),
+        });
+        let mut told: Vec<Damaged> = told.collect();
+        if more > 0 {
+            let text = format!("{more} more pages were read with wrong checksums");
+            told.push(Damaged { text, relation: None });
+        }
+        told
+    }
+}
+
 impl std::fmt::Display for Wrong {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::OnDisk(Verdict::Checksum { stated, computed }) => {
+            Self::OnDisk(Verdict::Checksum { stated, computed }, _) => {
                 write!(f, "its checksum is {computed:04X} and should be {stated:04X}")
             }
-            Self::OnDisk(_) => f.write_str("it is neither empty nor in use"),
+            Self::OnDisk(..) => f.write_str("it is neither empty nor in use"),
             Self::InCopy => f.write_str("it was read with a wrong checksum, and with a right one later"),
+            Self::Part(bytes) => write!(f, "the file ends after {bytes} bytes of it"),
             Self::Unreadable(errno) => {
                 write!(f, "it was read with a wrong checksum, and then not at all: {}", std::io::Error::from(*errno))
             }
@@ -275,7 +321,7 @@ pub(super) fn read_all(file: &impl std::os::fd::AsFd, room: &mut [u8], at: u64) 
     Ok(n)
 }
 
-fn pause() {
+pub(super) fn pause() {
     let never = Mutex::new(());
     let guard = never.lock().unwrap_or_else(PoisonError::into_inner);
     drop(Condvar::new().wait_timeout(guard, PAUSE));

@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 
 use super::super::Facts;
 use super::blocking;
-use super::damage::{Damaged, Pages};
+use super::damage::{Looked, Pages};
 use super::queue::{Begun, Failed, Queue};
 use super::rate::Rate;
 use super::tree::{Item, Root};
@@ -53,13 +53,13 @@ impl Job {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).next(of).map_err(no_copy)
     }
 
-    /// Waits until every lane has copied what it took, and every page was looked at; returns what is wrong with pages.
-    pub(super) async fn copied(&self) -> Result<Vec<Damaged>> {
+    /// Waits until every lane has copied what it took, and every page was looked at, the wrong ones twice.
+    pub(super) async fn copied(&self) -> Result<Looked> {
         self.tracker.close();
         self.tracker.wait().await;
         match self.pages.clone() {
-            Some(pages) => blocking(move || Ok(pages.damage())).await,
-            None => Ok(Vec::new()),
+            Some(pages) => blocking(move || Ok(pages.look_again())).await,
+            None => Ok(Looked::default()),
         }
     }
 }

@@ -31,6 +31,8 @@ struct Pending {
     large: Vec<Vec<u8>>,
     large_all: HashSet<Vec<u8>>,
     walk: Option<Walk>,
+    /// Whether the directory that is walked was there.
+    found: bool,
     /// How many streams there are of it, and how many there may be.
     streams: usize,
     streams_max: usize,
@@ -56,6 +58,11 @@ impl Queue {
     pub(super) fn new(roots: Vec<Arc<Root>>, choice: Choice, lanes: usize) -> Result<Self, Failed> {
         let pending: Result<_, _> = roots.into_iter().map(|root| Pending::survey(root, &choice, lanes)).collect();
         Ok(Self { choice, roots: pending? })
+    }
+
+    /// The tablespaces that are copied.
+    pub(super) fn tablespaces(&self) -> Vec<u32> {
+        self.roots.iter().filter(|pending| pending.found).filter_map(|pending| pending.root.oid).collect()
     }
 
     /// The next stream for a lane that has come to the root `from`. The main lane has the first stream of the data directory, and nobody else.
@@ -113,7 +120,8 @@ impl Pending {
         large.reverse();
         let walk = Walk::new(&root, choice).map_err(|errno| failed(Vec::new(), errno))?;
         let streams_max = usize::try_from(bytes / STREAM_BYTES).unwrap_or(lanes).clamp(1, lanes.max(1));
-        Ok(Self { large_all: large.iter().cloned().collect(), large, walk: Some(walk), streams: 0, streams_max, root })
+        let (large_all, found) = (large.iter().cloned().collect(), walk.has_begun());
+        Ok(Self { large_all, large, walk: Some(walk), found, streams: 0, streams_max, root })
     }
 
     fn next(&mut self, choice: &Choice) -> Result<Option<Item>, Failed> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::super::changed_timeline;
+use super::tablespaces::numbers_in_map;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::postgres::wal::{Lsn, SegmentSize, SystemIdentifier, Timeline};
 use crate::postgres::wire::{Checkpoint, ConnectOptions, Connection, Mode, Row, WalPosition};
@@ -19,6 +20,8 @@ const NAME_DEADLINE: Duration = Duration::from_secs(10);
 const RENAMED_MAJOR: u32 = 15;
 /// Since then the server ends sessions that idle, if it is told to.
 const IDLE_TIMEOUT_MAJOR: u32 = 14;
+/// Since then it ends long transactions, too; each command outside of one counts as its own.
+const TRANSACTION_TIMEOUT_MAJOR: u32 = 17;
 /// Since then it keeps its statistics in memory.
 const NO_STATISTICS_MAJOR: u32 = 15;
 
@@ -48,6 +51,7 @@ pub(super) struct Server {
     pub(super) redo: Lsn,
     /// By a Unix socket, or by an address that means this very host.
     pub(super) is_near: bool,
+    /// Start a backup, and stop it.
     pub(super) may_back_up: bool,
 }
 
@@ -56,6 +60,8 @@ pub(super) struct Server {
 pub(super) struct Stopped {
     pub(super) position: WalPosition,
     pub(super) label: String,
+    /// The tablespaces that there were when the backup began.
+    pub(super) tablespaces: Vec<u32>,
     pub(super) time: Timestamp,
 }
 
@@ -69,6 +75,9 @@ impl Session {
             .to_owned();
         if major >= IDLE_TIMEOUT_MAJOR {
             settings.push_str("; SET idle_session_timeout = 0");
+        }
+        if major >= TRANSACTION_TIMEOUT_MAJOR {
+            settings.push_str("; SET transaction_timeout = 0");
         }
         connection.query(&settings).await?;
         Ok(Self { connection, options: options.clone(), major })
@@ -91,10 +100,11 @@ impl Session {
             row.get(1).cloned().flatten()
         };
         let number = |name: &str| parsed::<u32>(setting(name), name);
-        let start = self.functions().0;
+        let (start, stop) = self.functions();
         let facts = format!(
             "SELECT (SELECT system_identifier FROM pg_control_system()), (SELECT redo_lsn FROM pg_control_checkpoint()), \
-             host(inet_server_addr()), has_function_privilege('{start}', 'EXECUTE')"
+             host(inet_server_addr()), has_function_privilege('{start}', 'EXECUTE') \
+             AND has_function_privilege('{stop}', 'EXECUTE')"
         );
         let mut facts = one(self.connection.query(&facts).await?)?.into_iter();
         let mut next = || facts.next().flatten();
@@ -136,6 +146,15 @@ impl Session {
         Ok(WalPosition { lsn, timeline })
     }
 
+    /// How far the log has come: no page is newer. On a standby that replays what it has received, a page is written before its record counts as
+    /// replayed.
+    pub(super) async fn reached(&mut self) -> Result<Lsn> {
+        let reached = "SELECT CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) \
+            ELSE pg_current_wal_insert_lsn() END";
+        let row = one(self.connection.query(reached).await?)?;
+        parsed(row.into_iter().next().flatten(), "how far the log has come")
+    }
+
     /// Ends the backup that began at `start`. `wait` is whether the server is to wait until the log is archived.
     pub(super) async fn stop(&mut self, start: WalPosition, wait: bool) -> Result<Stopped> {
         let stop = match self.major >= RENAMED_MAJOR {
@@ -143,18 +162,20 @@ impl Session {
             false => format!("pg_stop_backup(false, {wait})"),
         };
         let time = "to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
-        let row = one(self.connection.query(&format!("SELECT lsn, labelfile, {time} FROM {stop}")).await?)?;
+        let row =
+            one(self.connection.query(&format!("SELECT lsn, labelfile, spcmapfile, {time} FROM {stop}")).await?)?;
         let mut row = row.into_iter();
         let mut next = || row.next().flatten();
         let lsn = parsed(next(), "the backup's end")?;
         let label = next().ok_or_else(|| unexpected("the backup's label"))?;
+        let tablespaces = numbers_in_map(&next().unwrap_or_default()).ok_or_else(|| unexpected("a tablespace map"))?;
         let time = parsed(next(), "a time")?;
         let began = timeline_of_label(&label).ok_or_else(|| unexpected("the timeline in the backup's label"))?;
         if began != start.timeline {
             return Err(changed_timeline(start.timeline, began));
         }
         self.is_still_on(began).await?;
-        Ok(Stopped { position: WalPosition { lsn, timeline: began }, label, time })
+        Ok(Stopped { position: WalPosition { lsn, timeline: began }, label, tablespaces, time })
     }
 
     /// Refuses a standby that has gone to another timeline, of which the log that is needed would lie on both. A primary stays where it is.

@@ -1,13 +1,9 @@
 //! The beginning of a local copy: the server's word for it, and what there is to copy from then on.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::{Dir, FileType, readlinkat};
-use rustix::io::Errno;
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
 use tokio_util::task::TaskTracker;
@@ -19,6 +15,7 @@ use super::job::{Job, ManifestLines, cannot, no_copy};
 use super::queue::Queue;
 use super::rate::Rate;
 use super::session::{Server, Session};
+use super::tablespaces::{Tablespace, tablespaces, version_directory};
 use super::tree::{Choice, Root};
 use super::{blocking, not_this};
 use crate::error::Result;
@@ -44,14 +41,6 @@ pub(super) struct Ready {
     pub(super) ended: watch::Sender<Option<WalPosition>>,
 }
 
-/// A tablespace, and where it is.
-struct Tablespace {
-    root: Root,
-    /// As the link says, which a restore will want to know.
-    location: PathBuf,
-    is_link: bool,
-}
-
 impl Ready {
     /// Begins the backup, which takes a checkpoint, and looks at what there is.
     pub(super) async fn start(mut self: Box<Self>) -> Result<(Arc<Job>, Box<Closing>)> {
@@ -60,6 +49,7 @@ impl Ready {
         let (data, server, lanes) = (Arc::clone(&self.data), self.server.clone(), self.lanes);
         let (major, findings) = (self.session.major(), self.facts.findings.clone());
         let queue = blocking(move || survey(&data, &server, major, start, lanes, &findings)).await?;
+        let tablespaces = queue.tablespaces();
         // Nobody listens when the log is not wanted, or its stream has failed and said so.
         let _ = self.started.send(start);
         let manifest = ManifestWriter::new(major, self.facts.system_identifier);
@@ -78,7 +68,8 @@ impl Ready {
             facts: Arc::clone(&self.facts),
         };
         let wait_for_archive = !self.facts.wal_included;
-        let closing = Closing { session: self.session, data: self.data, ended: self.ended, wait_for_archive };
+        let Self { session, data, ended, .. } = *self;
+        let closing = Closing { session, data, tablespaces, ended, wait_for_archive };
         Ok((Arc::new(job), Box::new(closing)))
     }
 }
@@ -98,13 +89,14 @@ fn survey(
     if control.redo < start.lsn {
         return Err(not_this(&data.location, "does not know of the checkpoint with which the backup began"));
     }
-    let tablespaces = tablespaces(data)?;
+    let version_directory = version_directory(major, control.catalog_version);
+    let tablespaces = tablespaces(data, &version_directory)?;
     let mut choice = Choice {
         major,
         statistics: server.statistics.as_deref().and_then(|path| statistics_in(&data.location, path)),
         linked: tablespaces.iter().filter(|t| t.is_link).filter_map(|t| t.root.oid).collect(),
         foreign: HashSet::new(),
-        version_directory: format!("PG_{major}_{}", control.catalog_version),
+        version_directory,
     };
     let details = tablespaces.iter().map(|t| json!({ "oid": t.root.oid, "location": t.location.to_string_lossy() }));
     findings.set_detail("tablespaces", details.collect());
@@ -122,39 +114,6 @@ fn statistics_in(data: &Path, setting: &str) -> Option<String> {
     let path = data.join(setting);
     let below = path.strip_prefix(data).ok()?;
     below.to_str().filter(|name| !name.is_empty() && !name.contains('/')).map(str::to_owned)
-}
-
-/// The tablespaces that there are, by the links to them, as the server itself finds them.
-fn tablespaces(data: &Arc<Root>) -> Result<Vec<Tablespace>> {
-    const LINKS: &str = "pg_tblspc";
-    let failed = |errno: Errno| cannot("read", data, LINKS.as_bytes(), errno);
-    let directory = data.open_file(LINKS.as_bytes()).map_err(failed)?;
-    let mut found = Vec::new();
-    for entry in Dir::read_from(&directory).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let Some(oid) = entry.file_name().to_str().ok().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        let path = format!("{LINKS}/{oid}");
-        let kind = data.stat(path.as_bytes(), false).map(|stat| FileType::from_raw_mode(stat.st_mode));
-        let location = match kind {
-            Ok(FileType::Symlink) => match readlinkat(&data.fd, &path, Vec::new()) {
-                Ok(target) => PathBuf::from(OsString::from_vec(target.into_bytes())),
-                Err(Errno::NOENT) => continue,
-                Err(errno) => return Err(cannot("read", data, path.as_bytes(), errno)),
-            },
-            // Tablespaces in the data directory itself are for those who develop PostgreSQL.
-            Ok(FileType::Directory) => PathBuf::from(&path),
-            _ => continue,
-        };
-        let is_link = kind == Ok(FileType::Symlink);
-        match Root::open(Some(oid), &data.location.join(&path)) {
-            Ok(root) => found.push(Tablespace { root, location, is_link }),
-            // Just dropped: then its link is gone too by the end of recovery.
-            Err(Errno::NOENT) => {}
-            Err(errno) => return Err(cannot("open", data, path.as_bytes(), errno)),
-        }
-    }
-    found.sort_by_key(|tablespace| tablespace.root.oid);
-    Ok(found)
 }
 
 #[cfg(test)]

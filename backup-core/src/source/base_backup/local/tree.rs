@@ -4,12 +4,12 @@
 //! tree: there may be millions of files.
 
 use std::collections::HashSet;
-use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::ffi::{CString, OsStr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, openat, statat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat};
 use rustix::io::Errno;
 
 use crate::postgres::data_directory::{Place, WAL_DIRECTORIES};
@@ -63,12 +63,34 @@ impl Root {
 
     /// Opens a file of it. Non-blocking, in case it has become a pipe.
     pub(super) fn open_file(&self, path: &[u8]) -> rustix::io::Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        openat(&self.fd, path, flags, Mode::empty())
+        open_beneath(&self.fd, path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC)
     }
 
+    fn open_directory(&self, path: &[u8]) -> rustix::io::Result<OwnedFd> {
+        open_beneath(&self.fd, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC)
+    }
+
+    /// `follow` is for directories that an administrator may have put elsewhere, such as `pg_wal`: of these only attributes are copied.
     pub(super) fn stat(&self, path: &[u8], follow: bool) -> rustix::io::Result<Stat> {
-        statat(&self.fd, path, if follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW })
+        if follow {
+            return statat(&self.fd, path, AtFlags::empty());
+        }
+        self.in_parent(path, |directory, name| statat(directory, name, AtFlags::SYMLINK_NOFOLLOW))
+    }
+
+    pub(super) fn read_link(&self, path: &[u8]) -> rustix::io::Result<CString> {
+        self.in_parent(path, |directory, name| readlinkat(directory, name, Vec::new()))
+    }
+
+    fn in_parent<T>(
+        &self,
+        path: &[u8],
+        work: impl FnOnce(BorrowedFd<'_>, &[u8]) -> rustix::io::Result<T>,
+    ) -> rustix::io::Result<T> {
+        match path.iter().rposition(|&byte| byte == b'/') {
+            Some(at) => work(self.open_directory(&path[..at])?.as_fd(), &path[at + 1..]),
+            None => work(self.fd.as_fd(), path),
+        }
     }
 
     /// The name of something in it in the whole cluster, as PostgreSQL's manifest has it.
@@ -88,6 +110,36 @@ impl Root {
     pub(super) fn located(&self, path: &[u8]) -> PathBuf {
         self.location.join(OsStr::from_bytes(path))
     }
+}
+
+/// Opens what is below a directory, and follows no link on the way: whoever may write to the directory must not lead us, who may be root, elsewhere.
+fn open_beneath(directory: &OwnedFd, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{ResolveFlags, openat2};
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        match openat2(directory, path, flags, Mode::empty(), resolve) {
+            // Older than 5.6, or kept from us by a container that does not know it.
+            Err(Errno::NOSYS | Errno::PERM) => {}
+            opened => return opened,
+        }
+    }
+    open_step_by_step(directory, path, flags)
+}
+
+/// The same where the kernel cannot do it at once.
+fn open_step_by_step(directory: &OwnedFd, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let mut names = path.split(|&byte| byte == b'/').peekable();
+    let mut above: Option<OwnedFd> = None;
+    while let Some(name) = names.next() {
+        if name.is_empty() || name == b".." {
+            return Err(Errno::INVAL);
+        }
+        let step = if names.peek().is_some() { OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC } else { flags };
+        let opened = openat(above.as_ref().unwrap_or(directory), name, step | OFlags::NOFOLLOW, Mode::empty())?;
+        above = Some(opened);
+    }
+    above.ok_or(Errno::INVAL)
 }
 
 /// Goes through a root, directory by directory, each in the order of its names.
@@ -116,13 +168,18 @@ impl Walk {
                 let name = choice.version_directory.clone().into_bytes();
                 match walk.enter(root, [&name[..], b"/"].concat(), Place::Version) {
                     Ok(()) => walk.ready.push(Item::Directory(name)),
-                    // No database has ever put anything there.
+                    // Dropped since it was opened. If not, that shows in the end.
                     Err(Errno::NOENT) => {}
                     Err(errno) => return Err(errno),
                 }
             }
         }
         Ok(walk)
+    }
+
+    /// Whether there was anything to begin in.
+    pub(super) fn has_begun(&self) -> bool {
+        !self.levels.is_empty()
     }
 
     /// The next entry. An error names what it is about.
@@ -194,8 +251,7 @@ impl Walk {
 
     fn enter(&mut self, root: &Root, path: Vec<u8>, place: Place) -> rustix::io::Result<()> {
         let name = if path.is_empty() { &b"."[..] } else { &path };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let directory = openat(&root.fd, name.strip_suffix(b"/").unwrap_or(name), flags, Mode::empty())?;
+        let directory = root.open_directory(name.strip_suffix(b"/").unwrap_or(name))?;
         let names = Names::read(&directory)?;
         self.levels.push(Level { place, path, names });
         Ok(())
@@ -282,6 +338,34 @@ mod tests {
             fs::write(path, "x").unwrap();
         }
         temp
+    }
+
+    #[test]
+    fn a_directory_that_has_become_a_link_leads_nowhere() {
+        let (secret, temp) = (tree(&["1"]), tree(&["base/4/1"]));
+        let swapped = temp.path().join("base/5");
+        for to in [secret.path(), Path::new("4"), Path::new("/")] {
+            std::os::unix::fs::symlink(to, &swapped).unwrap();
+            let root = Root::open(None, temp.path()).unwrap();
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            let errors = [
+                root.open_file(b"base/5/1").err(),
+                root.open_file(b"base/5").err(),
+                open_step_by_step(&root.fd, b"base/5/1", flags).err(),
+                open_step_by_step(&root.fd, b"base/5", flags).err(),
+                root.open_directory(b"base/5").err(),
+                root.stat(b"base/5/1", false).err(),
+                root.read_link(b"base/5/1").err(),
+            ];
+            // As of what has gone, to whoever copies.
+            assert!(errors.iter().all(|e| matches!(e, Some(Errno::LOOP | Errno::NOTDIR))), "{to:?}: {errors:?}");
+            assert!(root.read_link(b"base/5").is_ok() && root.open_file(b"base/4/1").is_ok());
+            assert!(open_step_by_step(&root.fd, b"base/4/1", flags).is_ok());
+            fs::remove_file(&swapped).unwrap();
+        }
+        let root = Root::open(None, &temp.path().join("base")).unwrap();
+        assert!(root.open_file(b"../base/4/1").is_err());
+        assert!(open_step_by_step(&root.fd, b"../base/4/1", OFlags::RDONLY).is_err());
     }
 
     #[test]

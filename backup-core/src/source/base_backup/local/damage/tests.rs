@@ -17,6 +17,8 @@ pub(in super::super) fn page(block: u32, lsn: u8) -> Vec<u8> {
 
 /// Where the backups of these tests begin.
 const START: Lsn = Lsn(5);
+/// How far the server has come when they end.
+const REACHED: Lsn = Lsn(20);
 
 /// A file with eight pages, from before the start.
 fn relation(first_block: u32) -> (tempfile::TempDir, Arc<Relation>) {
@@ -43,7 +45,7 @@ fn inspect(pages: &Pages, relation: &Arc<Relation>, chunk: &[u8]) {
 }
 
 fn texts(pages: &Pages) -> Vec<String> {
-    pages.damage().into_iter().map(|damaged| damaged.text).collect()
+    pages.look_again().damage(REACHED).into_iter().map(|damaged| damaged.text).collect()
 }
 
 #[test]
@@ -96,6 +98,35 @@ fn a_torn_page_is_no_damage_once_it_is_whole() {
     fs::remove_file(&path).unwrap();
     inspect(&pages, &relation, &chunk);
     assert_eq!(texts(&pages), Vec::<String>::new());
+}
+
+#[test]
+fn a_wrong_page_is_the_logs_only_as_far_as_there_is_log() {
+    // A page that the server writes all the time may be torn whenever it is read; and a flipped bit of a position makes it any number.
+    for (lsn, is_damage) in [(4, true), (5, false), (20, false), (21, true), (255, true)] {
+        let (temp, relation) = relation(0);
+        let path = temp.path().join("16384.1");
+        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        let mut wrong = page(3, lsn);
+        wrong[6000] ^= 1;
+        file.write_all_at(&wrong, 3 * PAGE_BYTES as u64).unwrap();
+        let pages = Pages::new(START, PAGE_BYTES);
+        inspect(&pages, &relation, &fs::read(&path).unwrap());
+        let found = texts(&pages);
+        assert_eq!(found.len(), usize::from(is_damage), "{lsn}: {found:?}");
+        assert!(found.iter().all(|text| text.contains("block 3: its checksum is")), "{found:?}");
+    }
+}
+
+#[test]
+fn garbage_in_the_copy_is_found_whatever_position_it_says() {
+    let (temp, relation) = relation(0);
+    let mut chunk = fs::read(temp.path().join("16384.1")).unwrap();
+    chunk[PAGE_BYTES..2 * PAGE_BYTES].fill(0xA5);
+    let pages = Pages::new(START, PAGE_BYTES);
+    inspect(&pages, &relation, &chunk);
+    let found = texts(&pages);
+    assert!(found[0].contains("block 1") && found[0].ends_with("with a right one later"), "{found:?}");
 }
 
 #[test]
@@ -178,4 +209,28 @@ fn a_page_that_cannot_be_read_again_is_told_as_that() {
     let pages = Pages::new(START, PAGE_BYTES);
     inspect(&pages, &relation, &chunk);
     assert!(texts(&pages)[0].contains("and then not at all: Is a directory"));
+}
+
+#[test]
+fn a_file_that_ends_within_a_page_is_damaged_unless_it_was_growing() {
+    let (temp, relation) = relation(131_072);
+    let path = temp.path().join("16384.1");
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let pages = Pages::new(START, PAGE_BYTES);
+    // Extended, or cut off, since; still as it was.
+    for (bytes, is_damage) in [(8, false), (7, false), (0, false)]
+        .map(|(n, is)| (n * PAGE_BYTES as u64, is))
+        .into_iter()
+        .chain([(8 * PAGE_BYTES as u64 - 100, true), (8 * PAGE_BYTES as u64 + 100, false)])
+    {
+        file.set_len(bytes).unwrap();
+        pages.ended_within(&relation, 131_079);
+        let found = texts(&pages);
+        assert_eq!(found.len(), usize::from(is_damage), "{bytes}: {found:?}");
+        let words = "failed in 16384.1, block 131079: the file ends after 8092 bytes of it";
+        assert!(found.iter().all(|text| text.contains(words)), "{found:?}");
+    }
+    fs::remove_file(&path).unwrap();
+    pages.ended_within(&relation, 131_079);
+    assert!(texts(&pages).is_empty());
 }
