@@ -188,12 +188,13 @@ async fn a_flipped_bit_is_found_in_whatever_stream_its_file_is() {
 
 #[tokio::test]
 async fn a_role_whose_transactions_may_not_be_long_can_back_up() {
-    let server = NewServer::of_major(17).start();
+    // A checkpoint that takes its time takes six seconds, and not minutes.
+    let server = NewServer::of_major(17).setting("checkpoint_timeout", "30s");
+    let server = server.setting("checkpoint_completion_target", "0.2").start();
     // Whoever is connected keeps what was set before.
     server.sql("ALTER ROLE postgres SET transaction_timeout = '2s'").await;
     server.sql("CREATE TABLE t AS SELECT generate_series(1, 500000) g").await;
     let host = Host::initialised(BACKUP);
-    // A checkpoint that takes its time.
     save(&host, &server, &["--checkpoint", "spread"]).within(Duration::from_secs(300)).run().succeeded();
 }
 
