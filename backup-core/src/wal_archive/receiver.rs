@@ -138,6 +138,8 @@ pub struct Receiver {
 struct Known {
     cluster: Option<SystemIdentifier>,
     durable: Option<WalPosition>,
+    /// The newest timeline whose history is durable.
+    history: Option<Timeline>,
     /// Whether there was a connection that worked since the last failure.
     streamed: bool,
     /// Log from here on was removed by the server; it is to be left out.
@@ -229,6 +231,7 @@ impl Receiver {
         }
         let slot = heard(self.slot(&mut connection)).await?;
         let mut start = self.start(&mut connection, &identity, size, slot.as_deref(), known).await?;
+        self.store_first_history(&mut connection, cluster, start.timeline, known).await?;
         loop {
             let opened = heard(connection.start_replication(slot.as_deref(), start.lsn, start.timeline)).await;
             let stream = opened.map_err(|e| self.lost(e, start, known))?;
@@ -240,7 +243,8 @@ impl Receiver {
                 Ended::Timeline(streaming, next) => (*streaming, next),
             };
             connection = streaming;
-            self.store_history(&mut connection, cluster, next).await?;
+            self.store_history(&mut connection, cluster, next.timeline, known).await?;
+            self.tell(&ReceiverEvent::Timeline { timeline: next.timeline, lsn: next.lsn });
             start = WalPosition { timeline: next.timeline, lsn: size.start_of(next.lsn) };
             known.durable = Some(start);
         }
@@ -291,17 +295,38 @@ impl Receiver {
         }
     }
 
-    /// The history comes first: who sees a segment of a timeline can find out where it came from.
+    /// The history of the timeline that receiving begins on: nobody else may archive it. A server that was restored may run without the file.
+    async fn store_first_history(
+        &self,
+        connection: &mut Connection,
+        cluster: SystemIdentifier,
+        timeline: Timeline,
+        known: &mut Known,
+    ) -> Result<()> {
+        if timeline == Timeline::FIRST || known.history == Some(timeline) {
+            return Ok(());
+        }
+        match self.store_history(connection, cluster, timeline, known).await {
+            Err(error) if sqlstate(&error) == Some(REMOVED) => {
+                tracing::warn!(%error, "the server lacks the history of timeline {timeline}, without which no recovery finds that timeline");
+                Ok(())
+            }
+            stored => stored,
+        }
+    }
+
+    /// The history comes first: who sees a segment of a timeline can find out where it came from. The same one again does no harm.
     async fn store_history(
         &self,
         connection: &mut Connection,
         cluster: SystemIdentifier,
-        next: WalPosition,
+        timeline: Timeline,
+        known: &mut Known,
     ) -> Result<()> {
-        let history = connection.timeline_history(next.timeline).await?.content;
-        let file = WalFile::History(next.timeline);
+        let history = heard(connection.timeline_history(timeline)).await?.content;
+        let file = WalFile::History(timeline);
         upload::until_done(self, || self.archiver.store_received(cluster, file, history.clone())).await?;
-        self.tell(&ReceiverEvent::Timeline { timeline: next.timeline, lsn: next.lsn });
+        known.history = Some(timeline);
         Ok(())
     }
 
