@@ -36,3 +36,55 @@ async fn the_history_of_the_timeline_that_an_empty_archive_begins_with_is_stored
     assert_eq!(std::fs::read(&to).unwrap(), std::fs::read(standby.data().join("pg_wal/00000002.history")).unwrap());
     nothing_missing(&host);
 }
+
+/// Where the server's timeline 2 begins.
+fn fork(server: &Server) -> String {
+    let history = std::fs::read_to_string(server.data().join("pg_wal/00000002.history")).unwrap();
+    history.split_whitespace().nth(1).unwrap().to_owned()
+}
+
+/// The name of the segment of a timeline with the byte at `lsn`.
+async fn segment(server: &Server, timeline: u32, lsn: &str) -> String {
+    let name = server.value(&format!("SELECT pg_walfile_name('{lsn}')")).await;
+    format!("{timeline:08X}{}", &name[8..])
+}
+
+/// The new primary's archive_command is at work before the receiver is: the archive then has a newer timeline, and the slot still keeps the old one.
+#[tokio::test]
+async fn the_rest_of_an_old_timeline_that_the_slot_keeps_is_received_before_the_new_one() {
+    for major in [14, 15] {
+        let (primary, host) = world(major);
+        let standby = NewServer::of_major(major).setting("wal_keep_size", "1GB").standby_of(&primary).start();
+        let slot = ["--slot", "backup", "--create-slot"];
+        let running = receive(&host, &standby, &slot);
+        received_from(&standby).await;
+        write(&primary).await;
+        durable(&standby, &position(&primary).await).await;
+        stop(running);
+        for _ in 0..3 {
+            write(&primary).await;
+        }
+        caught_up(&standby, &primary).await;
+        primary.stop();
+        standby.sql("SELECT pg_promote()").await;
+        write(&standby).await;
+        let fork = fork(&standby);
+        let first = segment(&standby, 2, &fork).await;
+        let pg_wal = standby.data().join("pg_wal");
+        for file in ["00000002.history", &first] {
+            host.backup(["wal", "push"]).args([&pg_wal.join(file)]).run().succeeded();
+        }
+
+        let running = receive(&host, &standby, &slot);
+        received_from(&standby).await;
+        written(&standby).await;
+        stop(running).saying("receiving timeline 1").saying("went over to timeline 2");
+        let checked = nothing_missing(&host);
+        let timelines = checked["clusters"][0]["timelines"].as_array().unwrap();
+        let ranges = |timeline: usize| timelines[timeline]["ranges"].as_array().unwrap();
+        assert_eq!((ranges(0).len(), ranges(1).len()), (1, 1), "{major}: {checked}");
+        let before = standby.value(&format!("SELECT pg_walfile_name('{fork}'::pg_lsn - 1048576)")).await;
+        assert_eq!(ranges(0)[0]["last"], format!("00000001{}", &before[8..]), "{major}: {checked}");
+        assert_eq!(ranges(1)[0]["first"], first.as_str(), "{major}: {checked}");
+    }
+}
