@@ -3,7 +3,15 @@
 use super::*;
 
 fn standby_of(primary: &Server) -> Server {
-    NewServer::of_major(15).setting("wal_keep_size", "1GB").standby_of(primary).start()
+    standby_of_major(15, primary)
+}
+
+fn standby_of_major(major: u32, primary: &Server) -> Server {
+    NewServer::of_major(major)
+        .setting("wal_keep_size", "1GB")
+        .setting("synchronous_commit", "on")
+        .standby_of(primary)
+        .start()
 }
 
 /// Waits until a standby has replayed what its primary has written.
@@ -54,7 +62,7 @@ async fn segment(server: &Server, timeline: u32, lsn: &str) -> String {
 async fn the_rest_of_an_old_timeline_that_the_slot_keeps_is_received_before_the_new_one() {
     for major in [14, 15] {
         let (primary, host) = world(major);
-        let standby = NewServer::of_major(major).setting("wal_keep_size", "1GB").standby_of(&primary).start();
+        let standby = standby_of_major(major, &primary);
         let slot = ["--slot", "backup", "--create-slot"];
         let running = receive(&host, &standby, &slot);
         received_from(&standby).await;
@@ -87,4 +95,34 @@ async fn the_rest_of_an_old_timeline_that_the_slot_keeps_is_received_before_the_
         assert_eq!(ranges(0)[0]["last"], format!("00000001{}", &before[8..]), "{major}: {checked}");
         assert_eq!(ranges(1)[0]["first"], first.as_str(), "{major}: {checked}");
     }
+}
+
+/// What the old primary had streamed, the new one never got: it leaves the old timeline before the position that is durable.
+#[tokio::test]
+async fn a_new_primary_that_was_behind_is_followed_from_where_it_left_the_old_timeline() {
+    let (primary, host) = world(15);
+    let standby = standby_of(&primary);
+    // The backup switched to a new segment: the fork is to lie within one.
+    write(&primary).await;
+    caught_up(&standby, &primary).await;
+    standby.stop();
+    let all = |of: fn(&Server) -> String| [of(&primary), of(&standby)].join(",");
+    let (hosts, ports) =
+        (all(|server| server.directory().display().to_string()), all(|server| server.port().to_string()));
+    let conninfo = format!("host={hosts} port={ports} user=postgres target_session_attrs=primary");
+    let mut running = host.backup(["wal", "receive", &conninfo, "--flush-interval", "1"]).start();
+    received_from(&primary).await;
+    for _ in 0..2 {
+        written(&primary).await;
+    }
+    primary.kill();
+    standby.start();
+    standby.sql("SELECT pg_promote()").await;
+    received_from(&standby).await;
+    written(&standby).await;
+    assert!(running.is_running());
+    stop(running).saying("went over to timeline 2");
+    let checked = nothing_missing(&host);
+    let first = segment(&standby, 2, &fork(&standby)).await;
+    assert_eq!(checked["clusters"][0]["timelines"][1]["ranges"][0]["first"], first.as_str(), "{checked}");
 }

@@ -120,7 +120,10 @@ impl Receiver {
             return Ok(to);
         }
         if let Some(durable) = known.durable {
-            return Ok(of_segment(durable));
+            known.durable = followed(connection, identity, durable).await?;
+            if let Some(durable) = known.durable {
+                return Ok(of_segment(durable));
+            }
         }
         let mut all = self.held(connection, identity, size).await?;
         // Before version 15 asking takes rights of its own, so it is done only if the answer matters.
@@ -243,6 +246,20 @@ impl Receiver {
         }
         Ok(Some(archived))
     }
+}
+
+/// What of the log up to `durable` is the server's, too. A new primary that had less of the old timeline went on before it; `None` for a timeline
+/// that it does not come from at all, of which the archive may know more. A server that is behind is waited for.
+async fn followed(
+    connection: &mut Connection,
+    identity: &Identity,
+    durable: WalPosition,
+) -> Result<Option<WalPosition>> {
+    if identity.timeline <= durable.timeline {
+        return Ok(Some(durable));
+    }
+    let left_at = history(connection, identity).await?.left_at(durable.timeline);
+    Ok(left_at.map(|left_at| WalPosition { lsn: durable.lsn.min(left_at), ..durable }))
 }
 
 /// The history of the server's timeline.
