@@ -178,7 +178,8 @@ impl Receiver {
     ///
     /// # Errors
     /// What does not pass by itself: `Config` when the server refuses us, has another system identifier than before, or larger segments than
-    /// 64 MiB; `NotFound` when log was removed that the archive does not have (a gap), or the slot is missing; `Key`, `Integrity` and the like.
+    /// 64 MiB; `NotFound` when log was removed that the archive does not have (a gap), or the slot is missing; `Storage` when
+    /// another file of that name is archived already; `Key`, `Integrity` and the like.
     pub async fn run(self) -> Result<Received> {
         let mut known = Known::default();
         let mut pause = PAUSE;
@@ -349,7 +350,7 @@ fn unheard(silence: Duration) -> Error {
 
 /// Whether a failure may be over in a while. What a person has to decide about does not.
 fn may_pass(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Source | ErrorKind::Unavailable | ErrorKind::Storage)
+    matches!(error.kind(), ErrorKind::Source | ErrorKind::Unavailable | ErrorKind::Storage) && !error.is_lasting()
 }
 
 impl fmt::Debug for ReceiverOptions {

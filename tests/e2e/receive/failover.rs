@@ -126,3 +126,22 @@ async fn a_new_primary_that_was_behind_is_followed_from_where_it_left_the_old_ti
     let first = segment(&standby, 2, &fork(&standby)).await;
     assert_eq!(checked["clusters"][0]["timelines"][1]["ranges"][0]["first"], first.as_str(), "{checked}");
 }
+
+/// A copy of the cluster archives into its target. No attempt can succeed until somebody has decided which of the two it is for.
+#[tokio::test]
+async fn a_segment_that_another_server_has_archived_ends_it() {
+    let (server, host) = world(15);
+    server.sql("SELECT pg_create_physical_replication_slot('backup', true)").await;
+    write(&server).await;
+    let name = server.value("SELECT pg_walfile_name(pg_current_wal_flush_lsn())").await;
+    server.sql("SELECT pg_switch_wal()").await;
+    // The same segment in the copy, where other rows were written.
+    let mut bytes = std::fs::read(server.data().join("pg_wal").join(&name)).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    let copy = host.path(&name);
+    std::fs::write(&copy, bytes).unwrap();
+    host.backup(["wal", "push"]).args([&copy]).run().succeeded();
+    let outcome = receive(&host, &server, &["--slot", "backup"]).wait().failed(11);
+    outcome.saying(&format!("another {name} is archived already")).hinting("do two servers archive to this target?");
+}
