@@ -145,3 +145,32 @@ async fn a_segment_that_another_server_has_archived_ends_it() {
     let outcome = receive(&host, &server, &["--slot", "backup"]).wait().failed(11);
     outcome.saying(&format!("another {name} is archived already")).hinting("do two servers archive to this target?");
 }
+
+/// It may be all that is left of the server: nobody waits for the next flush.
+#[tokio::test]
+async fn what_arrived_before_the_server_was_lost_is_stored_though_it_was_not_due() {
+    let (server, host) = world(15);
+    let mut running = host.backup(["wal", "receive", &conninfo(&server), "--flush-interval", "600"]).start();
+    received_from(&server).await;
+    for _ in 0..2 {
+        write(&server).await;
+    }
+    let lsn = position(&server).await;
+    let arrived = format!("SELECT coalesce(bool_or(write_lsn >= '{lsn}'), false) FROM pg_stat_replication");
+    let begun = Instant::now();
+    while server.value(&arrived).await != "t" {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it does not arrive");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(files(&host, ".tail/"), [""; 0]);
+    server.kill();
+    let begun = Instant::now();
+    while files(&host, ".tail/").iter().all(|name| name.contains('#')) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it is not stored");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(running.is_running());
+    stop(running).saying("durable up to");
+    server.start();
+    same(&host, &server, &lsn).await;
+}
