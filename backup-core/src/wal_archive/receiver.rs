@@ -138,6 +138,8 @@ pub struct Receiver {
 struct Known {
     cluster: Option<SystemIdentifier>,
     durable: Option<WalPosition>,
+    /// Up to here it was received when a stream ended, and could not be stored.
+    unsaved: Option<WalPosition>,
     /// The newest timeline whose history is durable.
     history: Option<Timeline>,
     /// Whether there was a connection that worked since the last failure.
@@ -148,6 +150,23 @@ struct Known {
     behind: Option<Behind>,
     /// What those who received before could not remove any more.
     leftovers: Vec<Leftover>,
+}
+
+impl Known {
+    /// How it ends when it was told to. What nobody may have any more but us is no success.
+    fn stopped(self) -> Result<Received> {
+        let place = |position: &WalPosition| (position.timeline, position.lsn);
+        let lost = self.unsaved.filter(|unsaved| self.durable.is_none_or(|durable| place(&durable) < place(unsaved)));
+        let Some(lost) = lost else { return Ok(Received { durable: self.durable }) };
+        let from = self.durable.map(|durable| format!(", which is durable up to {}", durable.lsn)).unwrap_or_default();
+        let message = format!(
+            "stopped: what was received up to {} of timeline {}{from}, could not be stored",
+            lost.lsn, lost.timeline
+        );
+        Err(Error::new(ErrorKind::Unavailable, Stage::Upload, message).with_hint(
+            "start it again when the repository is there: what the server still has is received again, as a slot (--slot) ensures",
+        ))
+    }
 }
 
 impl ReceiverOptions {
@@ -174,7 +193,8 @@ impl Receiver {
     /// Receives until it is cancelled or has reached [`ReceiverOptions::until`]. Connects again, for as long as it takes, when the server or the
     /// network fails, and tries again when the repository does; the server keeps its log meanwhile.
     ///
-    /// Not cancel safe: cancel with the token, and wait. What was received by then becomes durable, if the repository is there.
+    /// Not cancel safe: cancel with the token, and wait. What was received by then becomes durable, if the repository is there; `Unavailable` if it
+    /// is not.
     ///
     /// # Errors
     /// What does not pass by itself: `Config` when the server refuses us, has another system identifier than before, or larger segments than
@@ -186,10 +206,10 @@ impl Receiver {
         loop {
             known.streamed = false;
             let failure = match self.session(&mut known).await {
-                Ok(()) => return Ok(Received { durable: known.durable }),
+                Ok(()) => return known.stopped(),
                 Err(error) if self.options.cancel.is_cancelled() && may_pass(&error) => {
-                    tracing::info!(%error, "stopped while the server was away");
-                    return Ok(Received { durable: known.durable });
+                    tracing::info!(error = error.in_one_line(), "stopped while something was away");
+                    return known.stopped();
                 }
                 Err(error) if !may_pass(&error) => return Err(error),
                 Err(error) => error,
@@ -199,7 +219,7 @@ impl Receiver {
             }
             self.tell(&ReceiverEvent::Retrying { error: failure.in_one_line(), pause });
             tokio::select! {
-                () = self.options.cancel.cancelled() => return Ok(Received { durable: known.durable }),
+                () = self.options.cancel.cancelled() => return known.stopped(),
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
             }
         }

@@ -174,3 +174,29 @@ async fn what_arrived_before_the_server_was_lost_is_stored_though_it_was_not_due
     server.start();
     same(&host, &server, &lsn).await;
 }
+
+/// The timeline ends while the store is away: that must not keep it from stopping, and what is lost with it is told.
+#[tokio::test]
+async fn told_to_stop_at_the_end_of_a_timeline_while_the_store_is_away_it_stops_and_says_what_is_lost() {
+    let store = S3::start();
+    let (primary, mut host) = world(15);
+    store.serve(&mut host);
+    host.set("BACKUP_REPO", format!("s3://{BUCKET}/some/prefix"));
+    host.backup(["init"]).run().succeeded();
+    let standby = standby_of(&primary);
+    let running = receive(&host, &standby, &["--slot", "backup", "--create-slot"]);
+    received_from(&standby).await;
+    write(&primary).await;
+    durable(&standby, &position(&primary).await).await;
+    store.inject(Rule::new(Fault::Reset, "PUT", "/wal/"));
+    store.take_requests();
+    write(&primary).await;
+    caught_up(&standby, &primary).await;
+    asked(&store, |request| request.method == "PUT").await;
+    standby.sql("SELECT pg_promote()").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let told = Instant::now();
+    running.signal(Signal::TERM);
+    running.wait().failed(11).saying("could not be stored").saying("of timeline 1");
+    assert!(told.elapsed() < Duration::from_secs(50), "{:?}", told.elapsed());
+}

@@ -23,7 +23,7 @@ const QUIET: Duration = Duration::from_secs(20);
 /// More than so many bytes wait for the repository: nothing more is read. One segment always may.
 const WAITING_BYTES_MAX: usize = 32 << 20;
 /// How long the last of it may take when the stream ends, whyever, and then taking leave of the server.
-const STOP_DEADLINE: Duration = Duration::from_secs(20);
+pub(super) const STOP_DEADLINE: Duration = Duration::from_secs(20);
 const LEAVE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How a stream ended.
@@ -263,10 +263,15 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Makes what was received durable, if that can be done in a while.
+    /// Makes what was received durable, if that can be done in a while; else takes note of how far it was.
     async fn save(&mut self) -> Result<()> {
         self.waiting.extend(self.filling.piece());
-        tokio::time::timeout(STOP_DEADLINE, self.drain()).await.unwrap_or_else(|_| Err(late()))
+        let drained = tokio::time::timeout(STOP_DEADLINE, self.drain()).await.unwrap_or_else(|_| Err(late()));
+        let received = self.filling.end();
+        if drained.is_err() && received > self.durable {
+            self.known.unsaved = Some(WalPosition { lsn: received, timeline: self.start.timeline });
+        }
+        drained
     }
 
     /// Waits until all that waits is durable.
@@ -287,8 +292,7 @@ impl<'a> Session<'a> {
             Ok(finished) => finished,
             Err(error) => return Err(self.broken(error).await),
         };
-        self.waiting.extend(self.filling.piece());
-        self.drain().await?;
+        self.save().await?;
         self.tidy().await;
         match next {
             Some(next) => Ok(Ended::Timeline(Box::new(connection), next)),
