@@ -92,12 +92,14 @@ struct Inner {
     hint: Option<String>,
     source: Option<Cause>,
     cleanup: Option<Error>,
+    lasting: bool,
 }
 
 impl Error {
     /// A new error; `message` is lower case, one sentence, without a full stop.
     pub fn new(kind: ErrorKind, stage: Stage, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner { kind, stage, message: message.into(), hint: None, source: None, cleanup: None }))
+        let message = message.into();
+        Self(Box::new(Inner { kind, stage, message, hint: None, source: None, cleanup: None, lasting: false }))
     }
 
     /// Wrong options or configuration.
@@ -148,6 +150,18 @@ impl Error {
         self
     }
 
+    /// Says that it stays until a person has decided something, though others of its kind may pass.
+    #[must_use]
+    pub(crate) fn lasting(mut self) -> Self {
+        self.0.lasting = true;
+        self
+    }
+
+    /// Whether only a person can end it, whatever its kind.
+    pub(crate) fn is_lasting(&self) -> bool {
+        self.0.lasting
+    }
+
     /// What the caller can do.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -183,6 +197,7 @@ impl Error {
     pub(crate) fn repeated(&self) -> Self {
         let mut again = Self::new(self.0.kind, self.0.stage, self.in_one_line());
         again.0.hint.clone_from(&self.0.hint);
+        again.0.lasting = self.0.lasting;
         again
     }
 

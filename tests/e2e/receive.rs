@@ -13,6 +13,8 @@ use serde_json::Value;
 
 use crate::BACKUP;
 
+mod failover;
+
 /// A server with small segments, which keeps what it has written, and a host with a repository.
 fn world(major: u32) -> (Server, Host) {
     let server = NewServer::of_major(major).initdb("--wal-segsize=1").setting("wal_keep_size", "1GB");

@@ -340,7 +340,7 @@ async fn refer(repository: &Repository, archive: &WalPath, file: WalFile, writte
 /// Whether what is stored is the file at hand.
 async fn compare(found: StoredFile, file: &LocalFile, digested: &Digested) -> Result<(Pushed, Written)> {
     if found.plaintext != digested.plaintext {
-        return Err(different(&found, file));
+        return Err(different(&found, file).lasting());
     }
     if let Some(problem) = found.wrong(&ByteBudget::new(CHECK_BYTES)).await? {
         let message = format!("{} is archived already, but {}: {problem}", file.name, found.path());

@@ -138,6 +138,10 @@ pub struct Receiver {
 struct Known {
     cluster: Option<SystemIdentifier>,
     durable: Option<WalPosition>,
+    /// Up to here it was received when a stream ended, and could not be stored.
+    unsaved: Option<WalPosition>,
+    /// The newest timeline whose history is durable.
+    history: Option<Timeline>,
     /// Whether there was a connection that worked since the last failure.
     streamed: bool,
     /// Log from here on was removed by the server; it is to be left out.
@@ -146,6 +150,23 @@ struct Known {
     behind: Option<Behind>,
     /// What those who received before could not remove any more.
     leftovers: Vec<Leftover>,
+}
+
+impl Known {
+    /// How it ends when it was told to. What nobody may have any more but us is no success.
+    fn stopped(self) -> Result<Received> {
+        let place = |position: &WalPosition| (position.timeline, position.lsn);
+        let lost = self.unsaved.filter(|unsaved| self.durable.is_none_or(|durable| place(&durable) < place(unsaved)));
+        let Some(lost) = lost else { return Ok(Received { durable: self.durable }) };
+        let from = self.durable.map(|durable| format!(", which is durable up to {}", durable.lsn)).unwrap_or_default();
+        let message = format!(
+            "stopped: what was received up to {} of timeline {}{from}, could not be stored",
+            lost.lsn, lost.timeline
+        );
+        Err(Error::new(ErrorKind::Unavailable, Stage::Upload, message).with_hint(
+            "start it again when the repository is there: what the server still has is received again, as a slot (--slot) ensures",
+        ))
+    }
 }
 
 impl ReceiverOptions {
@@ -172,21 +193,23 @@ impl Receiver {
     /// Receives until it is cancelled or has reached [`ReceiverOptions::until`]. Connects again, for as long as it takes, when the server or the
     /// network fails, and tries again when the repository does; the server keeps its log meanwhile.
     ///
-    /// Not cancel safe: cancel with the token, and wait. What was received by then becomes durable, if the repository is there.
+    /// Not cancel safe: cancel with the token, and wait. What was received by then becomes durable, if the repository is there; `Unavailable` if it
+    /// is not.
     ///
     /// # Errors
     /// What does not pass by itself: `Config` when the server refuses us, has another system identifier than before, or larger segments than
-    /// 64 MiB; `NotFound` when log was removed that the archive does not have (a gap), or the slot is missing; `Key`, `Integrity` and the like.
+    /// 64 MiB; `NotFound` when log was removed that the archive does not have (a gap), or the slot is missing; `Storage` when
+    /// another file of that name is archived already; `Key`, `Integrity` and the like.
     pub async fn run(self) -> Result<Received> {
         let mut known = Known::default();
         let mut pause = PAUSE;
         loop {
             known.streamed = false;
             let failure = match self.session(&mut known).await {
-                Ok(()) => return Ok(Received { durable: known.durable }),
+                Ok(()) => return known.stopped(),
                 Err(error) if self.options.cancel.is_cancelled() && may_pass(&error) => {
-                    tracing::info!(%error, "stopped while the server was away");
-                    return Ok(Received { durable: known.durable });
+                    tracing::info!(error = error.in_one_line(), "stopped while something was away");
+                    return known.stopped();
                 }
                 Err(error) if !may_pass(&error) => return Err(error),
                 Err(error) => error,
@@ -196,7 +219,7 @@ impl Receiver {
             }
             self.tell(&ReceiverEvent::Retrying { error: failure.in_one_line(), pause });
             tokio::select! {
-                () = self.options.cancel.cancelled() => return Ok(Received { durable: known.durable }),
+                () = self.options.cancel.cancelled() => return known.stopped(),
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
             }
         }
@@ -229,6 +252,7 @@ impl Receiver {
         }
         let slot = heard(self.slot(&mut connection)).await?;
         let mut start = self.start(&mut connection, &identity, size, slot.as_deref(), known).await?;
+        self.store_first_history(&mut connection, cluster, start.timeline, known).await?;
         loop {
             let opened = heard(connection.start_replication(slot.as_deref(), start.lsn, start.timeline)).await;
             let stream = opened.map_err(|e| self.lost(e, start, known))?;
@@ -240,7 +264,8 @@ impl Receiver {
                 Ended::Timeline(streaming, next) => (*streaming, next),
             };
             connection = streaming;
-            self.store_history(&mut connection, cluster, next).await?;
+            self.store_history(&mut connection, cluster, next.timeline, known).await?;
+            self.tell(&ReceiverEvent::Timeline { timeline: next.timeline, lsn: next.lsn });
             start = WalPosition { timeline: next.timeline, lsn: size.start_of(next.lsn) };
             known.durable = Some(start);
         }
@@ -291,17 +316,38 @@ impl Receiver {
         }
     }
 
-    /// The history comes first: who sees a segment of a timeline can find out where it came from.
+    /// The history of the timeline that receiving begins on: nobody else may archive it. A server that was restored may run without the file.
+    async fn store_first_history(
+        &self,
+        connection: &mut Connection,
+        cluster: SystemIdentifier,
+        timeline: Timeline,
+        known: &mut Known,
+    ) -> Result<()> {
+        if timeline == Timeline::FIRST || known.history == Some(timeline) {
+            return Ok(());
+        }
+        match self.store_history(connection, cluster, timeline, known).await {
+            Err(error) if sqlstate(&error) == Some(REMOVED) => {
+                tracing::warn!(%error, "the server lacks the history of timeline {timeline}, without which no recovery finds that timeline");
+                Ok(())
+            }
+            stored => stored,
+        }
+    }
+
+    /// The history comes first: who sees a segment of a timeline can find out where it came from. The same one again does no harm.
     async fn store_history(
         &self,
         connection: &mut Connection,
         cluster: SystemIdentifier,
-        next: WalPosition,
+        timeline: Timeline,
+        known: &mut Known,
     ) -> Result<()> {
-        let history = connection.timeline_history(next.timeline).await?.content;
-        let file = WalFile::History(next.timeline);
+        let history = heard(connection.timeline_history(timeline)).await?.content;
+        let file = WalFile::History(timeline);
         upload::until_done(self, || self.archiver.store_received(cluster, file, history.clone())).await?;
-        self.tell(&ReceiverEvent::Timeline { timeline: next.timeline, lsn: next.lsn });
+        known.history = Some(timeline);
         Ok(())
     }
 
@@ -324,7 +370,7 @@ fn unheard(silence: Duration) -> Error {
 
 /// Whether a failure may be over in a while. What a person has to decide about does not.
 fn may_pass(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Source | ErrorKind::Unavailable | ErrorKind::Storage)
+    matches!(error.kind(), ErrorKind::Source | ErrorKind::Unavailable | ErrorKind::Storage) && !error.is_lasting()
 }
 
 impl fmt::Debug for ReceiverOptions {

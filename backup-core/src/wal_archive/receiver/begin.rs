@@ -8,9 +8,18 @@ use crate::repository::Repository;
 use crate::wal_archive::inventory::{ClusterInventory, Inventory, SegmentRange};
 use crate::wal_archive::stored::StoredFile;
 
-/// What of a timeline is in the archive.
+/// What is in the archive of the server's timeline and of those that it descends from.
 struct Archived {
     end: WalPosition,
+    /// The oldest timeline first.
+    course: Vec<Leg>,
+}
+
+/// What is in the archive of one timeline.
+struct Leg {
+    timeline: Timeline,
+    /// Where the next timeline takes over: at the beginning of the segment in which this one was left, of which it has a copy.
+    left: Option<Lsn>,
     ranges: Vec<SegmentRange>,
 }
 
@@ -36,10 +45,8 @@ impl Holding {
     /// missing in a repository without an archive, too: the others may have got it before they all had it.
     fn missing(&self, kept: Option<WalPosition>) -> Option<WalPosition> {
         match (&self.archived, kept) {
-            (Some(archived), Some(kept)) if kept.timeline == archived.end.timeline => {
-                Some(archived.first_missing(kept))
-            }
-            (Some(archived), _) => Some(archived.end),
+            (Some(archived), Some(kept)) => Some(archived.first_missing(kept)),
+            (Some(archived), None) => Some(archived.end),
             (None, kept) => kept,
         }
     }
@@ -47,7 +54,6 @@ impl Holding {
 
 /// The first position that is missing anywhere, and in which repository if another one has it.
 fn first_missing(all: &[Holding], kept: Option<WalPosition>) -> (Option<WalPosition>, Option<Behind>) {
-    let place = |position: &WalPosition| (position.timeline, position.lsn);
     let missing = || all.iter().filter_map(|one| Some((one, one.missing(kept)?)));
     let least = missing().min_by_key(|(_, position)| place(position));
     let most = missing().max_by_key(|(_, position)| place(position));
@@ -60,14 +66,33 @@ fn first_missing(all: &[Holding], kept: Option<WalPosition>) -> (Option<WalPosit
 
 impl Archived {
     /// The first position from `kept` on that is not in the archive. What somebody put there, leaving a hole before it, is no reason to let the
-    /// server forget what belongs into the hole.
+    /// server forget what belongs into the hole; nor is another timeline, of which only the rest is there.
     fn first_missing(&self, kept: WalPosition) -> WalPosition {
-        let holds = |range: &&SegmentRange| range.start <= kept.lsn && kept.lsn < range.end;
-        match self.ranges.iter().find(holds) {
-            Some(range) => WalPosition { lsn: range.end.min(self.end.lsn), ..self.end },
-            None => WalPosition { lsn: kept.lsn.min(self.end.lsn), ..self.end },
+        let mut lsn = kept.lsn;
+        for leg in self.course.iter().filter(|leg| leg.timeline >= kept.timeline) {
+            let holds = |range: &&SegmentRange| range.start <= lsn && lsn < range.end;
+            lsn = leg.ranges.iter().find(holds).map_or(lsn, |range| range.end);
+            match leg.left {
+                Some(left) if lsn >= left => lsn = left,
+                _ => return least(WalPosition { lsn, timeline: leg.timeline }, self.end),
+            }
         }
+        self.end
     }
+
+    /// Whether nothing is missing between what it begins with and its end.
+    fn is_whole(&self) -> bool {
+        let first = self.course.iter().find_map(|leg| Some((leg.timeline, leg.ranges.first()?.start)));
+        first.is_none_or(|(timeline, lsn)| self.first_missing(WalPosition { lsn, timeline }) == self.end)
+    }
+}
+
+fn place(position: &WalPosition) -> (Timeline, Lsn) {
+    (position.timeline, position.lsn)
+}
+
+fn least(one: WalPosition, other: WalPosition) -> WalPosition {
+    std::cmp::min_by_key(one, other, place)
 }
 
 impl Receiver {
@@ -95,11 +120,14 @@ impl Receiver {
             return Ok(to);
         }
         if let Some(durable) = known.durable {
-            return Ok(of_segment(durable));
+            known.durable = followed(connection, identity, durable).await?;
+            if let Some(durable) = known.durable {
+                return Ok(of_segment(durable));
+            }
         }
         let mut all = self.held(connection, identity, size).await?;
         // Before version 15 asking takes rights of its own, so it is done only if the answer matters.
-        let whole = |one: &Holding| one.archived.as_ref().is_some_and(|archived| archived.ranges.len() < 2);
+        let whole = |one: &Holding| one.archived.as_ref().is_some_and(Archived::is_whole);
         let asked = connection.server_major()? >= 15 || !all.iter().all(whole);
         let kept = self.kept(connection, identity, lasting.filter(|_| asked)).await?.map(of_segment);
         let (missing, behind) = first_missing(&all, kept);
@@ -189,19 +217,28 @@ impl Receiver {
         identity: &Identity,
         size: SegmentSize,
     ) -> Result<Option<Archived>> {
-        let ends = cluster.timelines.into_iter().filter_map(|found| {
+        let mut found = cluster.timelines;
+        let mut take = |timeline| {
+            let at = found.iter().position(|found| found.timeline == timeline)?;
+            Some(found.swap_remove(at))
+        };
+        let ancestors =
+            history.ancestors().iter().map(|(timeline, left_at)| (*timeline, Some(size.start_of(*left_at))));
+        let (mut end, mut course) = (None, Vec::new());
+        for (timeline, left) in ancestors.chain([(identity.timeline, None)]) {
+            let (ranges, tail_segment) =
+                take(timeline).map_or((Vec::new(), None), |found| (found.ranges, found.tail_segment));
             // What is known by its tail alone is received again, whole.
-            let end = found.ranges.last().map(|range| range.end).or_else(|| found.tail_segment?.start(size))?;
-            let lsn = match history.left_at(found.timeline) {
-                // Its last segment was not full, and may be known only by its tail.
-                Some(left_at) => end.min(size.start_of(left_at)),
-                None if found.timeline == identity.timeline => end,
-                None => return None,
-            };
-            Some(Archived { end: WalPosition { lsn, timeline: found.timeline }, ranges: found.ranges })
-        });
-        let Some(archived) = ends.max_by_key(|archived| archived.end.timeline) else { return Ok(None) };
-        if let Some(newest) = archived.ranges.last() {
+            let known = ranges.last().map(|range| range.end).or_else(|| tail_segment?.start(size));
+            // The last segment before a timeline was left was not full, and may be known only by its tail.
+            let lsn = known.map(|known| left.map_or(known, |left| known.min(left)));
+            end = lsn.map(|lsn| WalPosition { lsn, timeline }).or(end);
+            course.push(Leg { timeline, left, ranges });
+        }
+        let Some(end) = end else { return Ok(None) };
+        let archived = Archived { end, course };
+        let newest = archived.course.iter().rev().find(|leg| leg.timeline == end.timeline);
+        if let Some(newest) = newest.and_then(|leg| leg.ranges.last()) {
             // The server may forget what is before it: its name is not enough.
             let archive = self.archiver.target().wal_of(identity.system);
             let file = WalFile::Segment(newest.last);
@@ -209,6 +246,20 @@ impl Receiver {
         }
         Ok(Some(archived))
     }
+}
+
+/// What of the log up to `durable` is the server's, too. A new primary that had less of the old timeline went on before it; `None` for a timeline
+/// that it does not come from at all, of which the archive may know more. A server that is behind is waited for.
+async fn followed(
+    connection: &mut Connection,
+    identity: &Identity,
+    durable: WalPosition,
+) -> Result<Option<WalPosition>> {
+    if identity.timeline <= durable.timeline {
+        return Ok(Some(durable));
+    }
+    let left_at = history(connection, identity).await?.left_at(durable.timeline);
+    Ok(left_at.map(|left_at| WalPosition { lsn: durable.lsn.min(left_at), ..durable }))
 }
 
 /// The history of the server's timeline.
@@ -237,10 +288,13 @@ mod tests {
         SegmentRange { first: name(start), last: name(end - 1), segments, start: start_lsn, end: end_lsn }
     }
 
+    fn of_first(end: WalPosition, ranges: Vec<SegmentRange>) -> Archived {
+        Archived { end, course: vec![Leg { timeline: Timeline::FIRST, left: None, ranges }] }
+    }
+
     /// Repositories that are called a, b, … and hold these segments.
     fn all(segments: &[Option<(u32, u32)>]) -> Vec<Holding> {
-        let archived =
-            |(start, end): (u32, u32)| Archived { end: position(end.into()), ranges: vec![range(start, end)] };
+        let archived = |(start, end): (u32, u32)| of_first(position(end.into()), vec![range(start, end)]);
         let names = ["a", "b", "c"].map(str::to_owned).into_iter();
         names
             .zip(segments)
@@ -250,12 +304,49 @@ mod tests {
 
     #[test]
     fn a_hole_behind_the_slot_is_received_and_one_before_it_is_not() {
-        let archived = Archived { end: position(30), ranges: vec![range(5, 10), range(12, 20), range(29, 30)] };
+        let archived = of_first(position(30), vec![range(5, 10), range(12, 20), range(29, 30)]);
         for (kept, first) in
             [(2, 2), (5, 10), (9, 10), (10, 10), (11, 11), (15, 20), (20, 20), (29, 30), (30, 30), (40, 30)]
         {
             assert_eq!(archived.first_missing(position(kept)), position(first), "{kept}");
         }
+    }
+
+    /// Timeline 1 was left in segment 10, and timeline 2 in that, too; the server is on 3.
+    #[test]
+    fn what_is_missing_of_an_old_timeline_comes_before_what_is_there_of_a_new_one() {
+        let on = |timeline, segment| WalPosition { timeline: Timeline::new(timeline).unwrap(), ..position(segment) };
+        let archived = |first: Vec<SegmentRange>, third: Vec<SegmentRange>| {
+            let end = third.last().map_or(on(1, first.last().map_or(0, |range| range.end.0 >> 24)), |range| {
+                WalPosition { lsn: range.end, ..on(3, 0) }
+            });
+            let leg = |timeline, left: Option<u64>, ranges| Leg {
+                timeline: Timeline::new(timeline).unwrap(),
+                left: left.map(|segment| position(segment).lsn),
+                ranges,
+            };
+            Archived { end, course: vec![leg(1, Some(10), first), leg(2, Some(10), vec![]), leg(3, None, third)] }
+        };
+        let with_hole = archived(vec![range(2, 5)], vec![range(10, 14)]);
+        for (kept, first) in [
+            (on(1, 2), on(1, 5)),
+            (on(1, 7), on(1, 7)),
+            (on(1, 10), on(3, 14)),
+            (on(3, 10), on(3, 14)),
+            (on(3, 11), on(3, 14)),
+            (on(3, 20), on(3, 14)),
+        ] {
+            assert_eq!(with_hole.first_missing(kept), first, "{kept:?}");
+        }
+        assert!(!with_hole.is_whole());
+        let whole = archived(vec![range(2, 10)], vec![range(10, 14)]);
+        assert_eq!((whole.first_missing(on(1, 2)), whole.is_whole()), (on(3, 14), true));
+        // Who archives the rest of a timeline that is over, and nothing of the next, has a hole before the new one.
+        let late = archived(vec![range(2, 10)], vec![range(12, 14)]);
+        assert_eq!((late.first_missing(on(1, 2)), late.is_whole()), (on(3, 10), false));
+        // Nothing of the new one: the slot may have gone on, but the archive did not.
+        let old = archived(vec![range(2, 5)], vec![]);
+        assert_eq!((old.first_missing(on(3, 12)), old.first_missing(on(1, 2))), (on(1, 5), on(1, 5)));
     }
 
     #[test]

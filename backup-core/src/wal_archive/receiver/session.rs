@@ -8,7 +8,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::filling::{Filling, Job};
-use super::{Known, Receiver, ReceiverEvent, SILENCE_MAX, unheard, upload};
+use super::{Known, Receiver, ReceiverEvent, SILENCE_MAX, heard, unheard, upload};
 use crate::clock::{Clock, SystemClock};
 use crate::encrypt::random;
 use crate::error::{Error, ErrorKind, Result, Stage};
@@ -22,8 +22,8 @@ const STATUS: Duration = Duration::from_secs(10);
 const QUIET: Duration = Duration::from_secs(20);
 /// More than so many bytes wait for the repository: nothing more is read. One segment always may.
 const WAITING_BYTES_MAX: usize = 32 << 20;
-/// How long the last of it may take when we are told to stop, and then taking leave of the server.
-const STOP_DEADLINE: Duration = Duration::from_secs(20);
+/// How long the last of it may take when the stream ends, whyever, and then taking leave of the server.
+pub(super) const STOP_DEADLINE: Duration = Duration::from_secs(20);
 const LEAVE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How a stream ended.
@@ -52,6 +52,12 @@ pub(super) struct Session<'a> {
 
 /// The repositories that have no use for the tail of a segment any more.
 type Uploaded = Result<Vec<Repository>>;
+
+/// Why nothing more is received.
+enum Halt {
+    Stop,
+    Timeline,
+}
 
 enum Next {
     Message(Option<WalMessage>),
@@ -84,15 +90,24 @@ impl<'a> Session<'a> {
     }
 
     pub(super) async fn run(mut self, mut stream: WalStream) -> Result<Ended> {
+        match self.follow(&mut stream).await {
+            Ok(Halt::Stop) => self.stop(stream).await,
+            Ok(Halt::Timeline) => self.timeline_ended(stream).await,
+            Err(error) => Err(self.broken(error).await),
+        }
+    }
+
+    /// Receives until there is a reason to end.
+    async fn follow(&mut self, stream: &mut WalStream) -> Result<Halt> {
         let mut statuses = ticks(STATUS);
         let mut flushes = ticks(self.receiver.options.flush_interval);
         stream.status(&self.status()).await?;
         loop {
             self.begin_upload();
             if self.has_reached_its_end() {
-                return self.stop(stream).await;
+                return Ok(Halt::Stop);
             }
-            let next = self.next(&mut stream, &mut statuses, &mut flushes).await?;
+            let next = self.next(stream, &mut statuses, &mut flushes).await?;
             if matches!(next, Next::Message(_)) {
                 self.heard = Instant::now();
             }
@@ -103,7 +118,7 @@ impl<'a> Session<'a> {
                         stream.status(&self.status()).await?;
                     }
                 }
-                Next::Message(None) => return self.timeline_ended(stream).await,
+                Next::Message(None) => return Ok(Halt::Timeline),
                 Next::Uploaded(done) => {
                     self.uploaded(done)?;
                     stream.status(&self.status()).await?;
@@ -113,7 +128,7 @@ impl<'a> Session<'a> {
                     stream.status(&StandbyStatus { reply_requested, ..self.status() }).await?;
                 }
                 Next::Flush => self.waiting.extend(self.filling.piece()),
-                Next::Stop => return self.stop(stream).await,
+                Next::Stop => return Ok(Halt::Stop),
             }
         }
     }
@@ -218,11 +233,7 @@ impl<'a> Session<'a> {
 
     /// What was received becomes durable, if the repository is there; then the server is told, and left.
     async fn stop(mut self, mut stream: WalStream) -> Result<Ended> {
-        self.waiting.extend(self.filling.piece());
-        let drained = tokio::time::timeout(STOP_DEADLINE, self.drain()).await;
-        let late =
-            || Error::new(ErrorKind::Unavailable, Stage::Upload, "what was received last could not be stored in time");
-        let drained = drained.unwrap_or_else(|_| Err(late()));
+        let drained = self.save().await;
         let left = async {
             stream.status(&self.status()).await?;
             let (connection, _) = stream.finish().await?;
@@ -233,6 +244,34 @@ impl<'a> Session<'a> {
         }
         self.tidy().await;
         drained.map(|()| Ended::Stopped)
+    }
+
+    /// The stream broke, and this may be all that is left of the server. An error for a person to decide about goes before its own.
+    async fn broken(mut self, error: Error) -> Error {
+        if !super::may_pass(&error) {
+            return error;
+        }
+        match self.save().await {
+            Err(decide) if !super::may_pass(&decide) => decide,
+            saved => {
+                if let Err(late) = saved {
+                    tracing::warn!(error = late.in_one_line(), "the stream broke");
+                }
+                self.tidy().await;
+                error
+            }
+        }
+    }
+
+    /// Makes what was received durable, if that can be done in a while; else takes note of how far it was.
+    async fn save(&mut self) -> Result<()> {
+        self.waiting.extend(self.filling.piece());
+        let drained = tokio::time::timeout(STOP_DEADLINE, self.drain()).await.unwrap_or_else(|_| Err(late()));
+        let received = self.filling.end();
+        if drained.is_err() && received > self.durable {
+            self.known.unsaved = Some(WalPosition { lsn: received, timeline: self.start.timeline });
+        }
+        drained
     }
 
     /// Waits until all that waits is durable.
@@ -249,9 +288,11 @@ impl<'a> Session<'a> {
 
     /// The server has no more of this timeline. What there is of its last segment stays a tail.
     async fn timeline_ended(mut self, stream: WalStream) -> Result<Ended> {
-        let (connection, next) = stream.finish().await?;
-        self.waiting.extend(self.filling.piece());
-        self.drain().await?;
+        let (connection, next) = match heard(stream.finish()).await {
+            Ok(finished) => finished,
+            Err(error) => return Err(self.broken(error).await),
+        };
+        self.save().await?;
         self.tidy().await;
         match next {
             Some(next) => Ok(Ended::Timeline(Box::new(connection), next)),
@@ -268,6 +309,10 @@ impl<'a> Session<'a> {
             reply_requested: false,
         }
     }
+}
+
+fn late() -> Error {
+    Error::new(ErrorKind::Unavailable, Stage::Upload, "what was received last could not be stored in time")
 }
 
 /// The pause before a failed upload is tried again.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures::future::join_all;
 
 use super::filling::Job;
+use super::session::STOP_DEADLINE;
 use super::{Receiver, ReceiverEvent, may_pass};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::postgres::wal::page::FirstPage;
@@ -26,7 +27,16 @@ pub(super) async fn until_done<T, F: Future<Output = Result<T>>>(
 ) -> Result<T> {
     let mut pause = PAUSE;
     loop {
-        let error = match work().await {
+        // A store that does not answer keeps nobody from stopping.
+        let given_up = async {
+            receiver.options.cancel.cancelled().await;
+            tokio::time::sleep(STOP_DEADLINE).await;
+        };
+        let done = tokio::select! {
+            done = work() => done,
+            () = given_up => return Err(Error::new(ErrorKind::Unavailable, Stage::Upload, "the repository did not answer in time")),
+        };
+        let error = match done {
             Ok(done) => return Ok(done),
             Err(error) => error,
         };
