@@ -1,4 +1,4 @@
-//! Leaving the page cache as it was: the server's pages stay in it, and what only we have read goes out again.
+//! Leaving the page cache as it was, as far as can be told: the server's pages stay in it, and what only we have read goes out again.
 //!
 //! Before a window of a file is read, one byte in its middle is asked for without waiting. Is it not in memory, then the server had no use for
 //! what is around it, and the window is dropped after it was read. The middle, since the window's beginning may have come with the read-ahead of
