@@ -8,7 +8,7 @@ use backup_core::postgres::wal::{SegmentName, SystemIdentifier};
 use backup_core::repository::Repository;
 use backup_core::repository::layout::TargetName;
 use backup_core::repository::prune::Prune;
-use backup_core::wal_archive::{ClusterInventory, Inventory, TimelineInventory};
+use backup_core::wal_archive::{ClusterInventory, Inventory};
 
 use crate::App;
 
@@ -23,7 +23,7 @@ pub(crate) async fn pruned_gaps(
     inventory: &Inventory,
 ) -> Result<Gaps> {
     let of_cluster = |cluster: &ClusterInventory| {
-        let gaps = cluster.timelines.iter().flat_map(TimelineInventory::gaps);
+        let gaps = cluster.gaps().into_iter();
         gaps.map(|(first, last)| (cluster.system_identifier, first, last)).collect::<Vec<_>>()
     };
     let gaps: Vec<(SystemIdentifier, SegmentName, SegmentName)> =

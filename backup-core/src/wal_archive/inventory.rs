@@ -120,6 +120,34 @@ impl Inventory {
     }
 }
 
+impl ClusterInventory {
+    /// What is missing between segments, within timelines and before later ones: the first segment that is, and the last.
+    pub fn gaps(&self) -> Vec<(SegmentName, SegmentName)> {
+        let within = self.timelines.iter().flat_map(TimelineInventory::gaps);
+        within.chain(self.timelines.iter().filter_map(|later| self.gap_before(later))).collect()
+    }
+
+    /// What is missing before a timeline, to which nothing that is archived of an older one leads. Which of them it left, and where, only its
+    /// history tells, which is encrypted; that some of them has to lead there is certain.
+    fn gap_before(&self, later: &TimelineInventory) -> Option<(SegmentName, SegmentName)> {
+        let (start, size) = (later.ranges.first()?.start, later.segment_size?);
+        let mut nearest: Option<(Lsn, Timeline)> = None;
+        for older in self.timelines.iter().filter(|older| older.timeline < later.timeline) {
+            let tail = older.tail_segment.and_then(|segment| Some((segment.start(size)?, older.end(size)?)));
+            for (from, to) in older.ranges.iter().map(|range| (range.start, range.end)).chain(tail) {
+                if from <= start && start <= to {
+                    return None;
+                }
+                if to < start {
+                    nearest = nearest.max(Some((to, older.timeline)));
+                }
+            }
+        }
+        let (end, timeline) = nearest?;
+        Some((size.segment_at(timeline, end), size.segment_at(timeline, Lsn(start.0 - 1))))
+    }
+}
+
 impl TimelineInventory {
     /// How far the archive reaches: to the end of its newest segment, or of what was received of the one behind it. `size` is that of the cluster's
     /// segments, for a timeline of which there is no whole one.

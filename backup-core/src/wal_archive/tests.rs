@@ -392,6 +392,29 @@ async fn ranges_gaps_and_missing_histories_are_found() {
 }
 
 #[tokio::test]
+async fn what_is_missing_before_a_later_timeline_is_a_gap() {
+    let world = World::in_memory().await;
+    let archived = async |timeline: u32, numbers: &[u32]| {
+        for number in numbers {
+            let (name, bytes) = segment(timeline, *number, MIB, "");
+            fs::write(world.pg_wal(&name), bytes).unwrap();
+            world.push(&name).await.unwrap();
+        }
+        let inventory = Inventory::read(&world.repository, &world.target()).await.unwrap();
+        let gaps = inventory.clusters[0].gaps();
+        gaps.iter().map(|(first, last)| format!("{first}-{last}")).collect::<Vec<_>>()
+    };
+    let name = |timeline, number| segment(timeline, number, MIB, "").0;
+    let none: [String; 0] = [];
+    assert_eq!(archived(2, &[7]).await, none, "an archive may begin with any timeline");
+    assert_eq!(archived(1, &[3, 4]).await, [format!("{}-{}", name(1, 5), name(1, 6))]);
+    // The segment in which it was left is that of the new one, too; the whole of the one before suffices.
+    assert_eq!(archived(1, &[5, 6]).await, none);
+    assert_eq!(archived(3, &[4]).await, none, "it left the first in the middle");
+    assert_eq!(archived(5, &[9, 10]).await, [format!("{}-{}", name(2, 8), name(2, 8))]);
+}
+
+#[tokio::test]
 async fn a_name_tells_where_a_segment_lies() {
     let name: WalFile = segment(1, 4099, MIB, "").0.parse().unwrap();
     let WalFile::Segment(SegmentName { log, segment, .. }) = name else { panic!("{name}") };

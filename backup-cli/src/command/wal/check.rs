@@ -6,7 +6,7 @@ use backup_core::jiff::Timestamp;
 use backup_core::postgres::wal::SegmentName;
 use backup_core::repository::Repository;
 use backup_core::repository::layout::TargetName;
-use backup_core::wal_archive::{Inventory, ReadyFiles, TimelineInventory};
+use backup_core::wal_archive::{ClusterInventory, Inventory, ReadyFiles, TimelineInventory};
 use backup_core::{Error, ErrorKind, Result, Stage};
 use serde::Serialize;
 
@@ -135,14 +135,14 @@ fn problems(inventory: &Inventory, ready: Option<&ReadyFiles>, lag_max: Duration
     let mut problems = Vec::new();
     for cluster in &inventory.clusters {
         let of = format!("of cluster {}", cluster.system_identifier);
+        let is_pruned = |last: SegmentName| pruned.contains(&(cluster.system_identifier, last));
+        for (first, last) in cluster.gaps().into_iter().filter(|(_, last)| !is_pruned(*last)) {
+            problems.push(match first == last {
+                true => format!("the segment {first} {of} is missing"),
+                false => format!("the segments {first} to {last} {of} are missing"),
+            });
+        }
         for timeline in &cluster.timelines {
-            let is_pruned = |last: SegmentName| pruned.contains(&(cluster.system_identifier, last));
-            for (first, last) in timeline.gaps().into_iter().filter(|(_, last)| !is_pruned(*last)) {
-                problems.push(match first == last {
-                    true => format!("the segment {first} {of} is missing"),
-                    false => format!("the segments {first} to {last} {of} are missing"),
-                });
-            }
             if timeline.lacks_history() {
                 problems.push(format!("the history {}.history {of} is missing", timeline.timeline.hex()));
             }
@@ -199,7 +199,7 @@ fn document<'a>(
 ) -> Document<'a> {
     let clusters = inventory.clusters.iter().map(|cluster| ClusterDocument {
         system_identifier: cluster.system_identifier.to_string(),
-        timelines: cluster.timelines.iter().map(timeline).collect(),
+        timelines: cluster.timelines.iter().map(|found| timeline(found, cluster)).collect(),
     });
     let ready = ready.map(|ready| ReadyDocument {
         count: ready.count,
@@ -210,7 +210,7 @@ fn document<'a>(
     Document { repository: repository.name(), target, ok, problems, clusters: clusters.collect(), ready, server: None }
 }
 
-fn timeline(timeline: &TimelineInventory) -> TimelineDocument {
+fn timeline(timeline: &TimelineInventory, cluster: &ClusterInventory) -> TimelineDocument {
     let ranges = timeline.ranges.iter().map(|range| RangeDocument {
         first: range.first.to_string(),
         last: range.last.to_string(),
@@ -233,6 +233,6 @@ fn timeline(timeline: &TimelineInventory) -> TimelineDocument {
         tail_lsn: timeline.tail.map(|lsn| lsn.to_string()),
         history: timeline.has_history,
         ranges: ranges.collect(),
-        gaps: timeline.gaps().into_iter().map(gap).collect(),
+        gaps: cluster.gaps().into_iter().filter(|(first, _)| first.timeline == timeline.timeline).map(gap).collect(),
     }
 }
