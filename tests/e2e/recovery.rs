@@ -5,6 +5,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use backup_core::jiff::Timestamp;
 use backup_tests::host::{Host, Run};
 use backup_tests::physical::{PublicDir, Restored};
 use backup_tests::postgres::Cluster;
@@ -170,6 +171,12 @@ fn every_kind_of_target_is_reached_and_what_is_out_of_reach_is_refused() {
         let (found, restored) = world.rows(reference, flags);
         assert_eq!(found, expected, "{flags:?}: {}", restored.log());
     }
+    let check = world.host.backup(["wal", "check", "--target", "app", "--json"]).run().json();
+    let reachable = |end: &str| check["clusters"][0]["reachable"][end].as_str().unwrap().parse::<Timestamp>().unwrap();
+    let moment = |text: &str| text.replace(' ', "T").replace("+00", "Z").parse::<Timestamp>().unwrap();
+    assert!(moment(&before) < reachable("oldest") && reachable("oldest") < moment(&time), "{check}");
+    assert!(moment(&time) < reachable("newest") && reachable("newest") < moment(&now()), "{check}");
+    world.host.backup(["wal", "check", "--target", "app"]).run().succeeded().saying("can be recovered to between");
     let refused = |reference: &str, flags: &[&str], why: &str| {
         let (run, to) = world.restore(reference, flags);
         let outcome = run.run().failed(10).saying(why);

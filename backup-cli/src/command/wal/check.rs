@@ -1,9 +1,10 @@
 //! `backup wal check`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use backup_core::jiff::Timestamp;
-use backup_core::postgres::wal::SegmentName;
+use backup_core::postgres::wal::{SegmentName, SystemIdentifier};
 use backup_core::repository::Repository;
 use backup_core::repository::layout::TargetName;
 use backup_core::wal_archive::{ClusterInventory, Inventory, ReadyFiles, TimelineInventory};
@@ -17,12 +18,15 @@ use crate::command::pruned::{Gaps, pruned_gaps};
 use crate::command::with_each;
 use crate::exit::Exit;
 use crate::output::{self, bytes};
+use crate::report::in_one_line;
 
 use super::target;
 
 mod lag;
+mod reachable;
 
 use lag::{Lag, ServerDocument};
+use reachable::{Window, windows};
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {
@@ -38,6 +42,8 @@ struct Document<'a> {
 #[derive(Debug, Serialize)]
 struct ClusterDocument {
     system_identifier: String,
+    /// From when to when it can be recovered.
+    reachable: Option<Window>,
     timelines: Vec<TimelineDocument>,
 }
 
@@ -102,14 +108,29 @@ async fn in_one(app: &App, args: &CheckArgs, target: TargetName, repository: Rep
     }
     let lag_max = Duration::from_secs(args.lag_max);
     let pruned = pruned_gaps(app, &repository, &target, &inventory).await?;
+    // Who may read the log need not be allowed to read the backups.
+    let windows = windows(&repository, &target, &inventory).await;
     let mut problems = problems(&inventory, ready.as_ref(), lag_max, &pruned);
     problems.extend(server.iter().flat_map(|lag| lag.problems(lag_max)));
     if args.json {
-        let mut document = document(&repository, target.as_str(), &inventory, ready.as_ref(), problems.clone());
+        let windows = windows.unwrap_or_default();
+        let mut document =
+            document(&repository, target.as_str(), &inventory, &windows, ready.as_ref(), problems.clone());
         document.server = server.as_ref().map(Lag::document);
         app.output.json(&document)?;
     } else {
         app.output.data(&output::table(&table(&inventory)))?;
+        for cluster in inventory.clusters.iter().map(|cluster| cluster.system_identifier) {
+            app.output.note(match windows.as_ref().map(|windows| windows.get(&cluster)) {
+                Ok(Some(Window { oldest, newest })) => {
+                    format!("cluster {cluster} can be recovered to between {} and {}", time(*oldest), time(*newest))
+                }
+                Ok(None) => format!("cluster {cluster} cannot be recovered: no good base backup has its log here"),
+                Err(error) => {
+                    format!("from when cluster {cluster} can be recovered is not known: {}", in_one_line(error))
+                }
+            });
+        }
         for timeline in inventory.clusters.iter().flat_map(|cluster| &cluster.timelines) {
             if let Some(lsn) = timeline.tail {
                 app.output.note(format!(
@@ -194,11 +215,13 @@ fn document<'a>(
     repository: &'a Repository,
     target: &'a str,
     inventory: &Inventory,
+    windows: &BTreeMap<SystemIdentifier, Window>,
     ready: Option<&ReadyFiles>,
     problems: Vec<String>,
 ) -> Document<'a> {
     let clusters = inventory.clusters.iter().map(|cluster| ClusterDocument {
         system_identifier: cluster.system_identifier.to_string(),
+        reachable: windows.get(&cluster.system_identifier).copied(),
         timelines: cluster.timelines.iter().map(|found| timeline(found, cluster)).collect(),
     });
     let ready = ready.map(|ready| ReadyDocument {
