@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use backup_core::postgres::wal::Lsn;
-use backup_tests::host::Host;
+use backup_tests::host::{Host, Running};
 use backup_tests::physical::PublicDir;
 use backup_tests::postgres::{NewServer, Server};
 use backup_tests::site::{opened, until};
@@ -36,6 +36,18 @@ fn give(path: &Path, like: &Path) {
     use std::os::unix::fs::MetadataExt;
     let owner = format!("{}:{}", owner.uid(), owner.gid());
     assert!(Command::new("chown").arg("-R").arg(owner).arg(path).status().unwrap().success());
+}
+
+/// Loses a server and its data directory, and ends what received from it; returns the flags with which the server's user can restore.
+fn lost(server: &Server, receiving: Running, public: &PublicDir) -> &'static [&'static str] {
+    server.kill();
+    std::fs::remove_dir_all(server.data()).unwrap();
+    receiving.signal(Signal::TERM);
+    receiving.wait().succeeded();
+    for path in ["repository", "identity.txt"] {
+        give(&public.path(path), &server.directory().join("log"));
+    }
+    if rustix::process::geteuid().is_root() { &["--owner", "postgres"] } else { &[] }
 }
 
 async fn one(server: &Server, sql: &str) -> String {
@@ -84,15 +96,7 @@ async fn a_lost_primary_costs_no_more_than_the_flush_interval() {
         let durable: Lsn = one(&server, flushed).await.parse().unwrap();
         let acknowledged = committed.iter().filter(|(_, lsn)| *lsn <= durable).count();
         let killed = Instant::now();
-        server.kill();
-        std::fs::remove_dir_all(server.data()).unwrap();
-        receiving.signal(Signal::TERM);
-        receiving.wait().succeeded();
-
-        for path in ["repository", "identity.txt"] {
-            give(&public.path(path), &server.directory().join("log"));
-        }
-        let owner: &[&str] = if rustix::process::geteuid().is_root() { &["--owner", "postgres"] } else { &[] };
+        let owner = lost(&server, receiving, &public);
         let restore = |to: &Path, lsn: &[&str]| host.backup(["restore", "db", "--to"]).args([to]).args(lsn).args(owner);
         // The server was told that this is safe, so it can be asked for, though its segment was never full; what comes later cannot.
         restore(&public.path("to-lsn"), &["--target-lsn", &target]).run().succeeded();
@@ -126,15 +130,7 @@ async fn a_standby_takes_over_with_what_was_received_of_the_last_segment() {
     let lsn = one(&server, "SELECT pg_current_wal_insert_lsn()").await;
     let durable = format!("SELECT coalesce(bool_or(flush_lsn >= '{lsn}'), false) FROM pg_stat_replication");
     until("it is durable", &server, &durable).await;
-    server.kill();
-    std::fs::remove_dir_all(server.data()).unwrap();
-    receiving.signal(Signal::TERM);
-    receiving.wait().succeeded();
-
-    for path in ["repository", "identity.txt"] {
-        give(&public.path(path), &server.directory().join("log"));
-    }
-    let owner: &[&str] = if rustix::process::geteuid().is_root() { &["--owner", "postgres"] } else { &[] };
+    let owner = lost(&server, receiving, &public);
     host.backup(["restore", "db", "--standby", "--to"]).args([server.data()]).args(owner).run().succeeded();
     server.start();
     // It has replayed what whole segments hold, which is less.

@@ -83,7 +83,9 @@ impl LocalFile {
             },
         };
         if let WalFile::History(timeline) = name {
-            check_history(timeline, &std::fs::read(&path).map_err(failed)?, &path)?;
+            let mut text = vec![0; usize::try_from(len).unwrap_or_default()];
+            file.read_exact_at(&mut text, 0).map_err(failed)?;
+            check_history(timeline, &text, &path)?;
         }
         let cut = Cut { len, chunk_size: CHUNK_SIZE };
         Ok(Self { name, path, system_identifier, cut, contents: Contents::File(Arc::new(file)) })
